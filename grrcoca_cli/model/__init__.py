@@ -1,0 +1,10 @@
+"""The GRR-CoCa core: pictures and token ids in, features, logits and captions out. Depends on torch alone.
+
+Dimensions, everywhere in this package:
+
+    B  batch            C  channel            H, W  pixel
+    N  image token      Q  pooled query       L     text token
+    D  width            h  head               k     head width
+    E  joint embedding  V  vocabulary         T     target tokens of a whole batch
+    R  decoded row (an image times its beams or samples)
+"""

@@ -1,0 +1,44 @@
+"""The one place where weights get their first values."""
+
+import math
+
+import torch
+from torch import nn
+
+INITIAL_TEMPERATURE = 0.07
+EMBEDDING_STD = 0.02
+
+
+@torch.no_grad()
+def init_weights(model: nn.Module) -> None:
+    """Fill every parameter of a CoCa from torch's global generator.
+
+    Matrices are drawn from N(0, 1 / fan-in), so that narrow models learn as fast as wide ones, and those that end a
+    residual branch are divided by sqrt(2 x depth of their tower) (Radford et al., 2019, section 2.3). Token
+    embeddings, the vocabulary head, learned positions and [CLS] come from N(0, 0.02^2); pooler queries from N(0, 1),
+    since they are normalised first; biases are 0, norms 1, the temperature 0.07.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    depth = {tower: _depth(names, tower) for tower in ("image_encoder", "text_decoder")}
+    for name, parameter in model.named_parameters():
+        tower, leaf = name.split(".")[0], name.split(".")[-1]
+        if leaf == "logit_scale":
+            parameter.fill_(-math.log(INITIAL_TEMPERATURE))
+        elif leaf == "queries":
+            parameter.normal_()
+        elif leaf in ("positions", "cls") or "token_embedding" in name or ".head." in name:
+            parameter.normal_(std=EMBEDDING_STD)
+        elif leaf == "bias":
+            parameter.zero_()
+        elif parameter.dim() == 1:
+            parameter.fill_(1)
+        else:
+            ends_branch = tower in depth and name.endswith((".out.weight", ".down.weight"))
+            scale = 1 / math.sqrt(2 * depth[tower]) if ends_branch else 1
+            parameter.normal_(std=scale * parameter.shape[1] ** -0.5)
+
+
+def _depth(names: list[str], tower: str) -> int:
+    """How many blocks a tower has: its parameters are named tower.stack.index.…"""
+    blocks = {tuple(name.split(".")[:3]) for name in names if name.startswith(tower)}
+    return sum(part[-1].isdigit() for part in blocks if len(part) == 3)

@@ -1,0 +1,166 @@
+"""The parts both towers are made of: norms, feed-forward layers, rotary positions, attention, blocks."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grrcoca_cli.config import MLPKind, NormKind
+
+NORM_EPS = 1e-6
+RASTER_ROPE_BASE = 10_000.0
+AXIAL_ROPE_BASE = 100.0
+
+
+class Rope(NamedTuple):
+    """Angles of a rotary embedding, as cosines and sines: each (N, k/2), or (B, 1, N, k/2) where rows differ."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def at(self, start: int, stop: int) -> "Rope":
+        """The angles of positions ``start`` to ``stop - 1``."""
+        return Rope(self.cos[..., start:stop, :], self.sin[..., start:stop, :])
+
+
+def raster_rope(length: int, head_width: int) -> Rope:
+    """One-dimensional rotary angles for positions 0 to ``length - 1`` (Su et al., 2021, eq. 15)."""
+    frequencies = RASTER_ROPE_BASE ** -(torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)  # (N, k/2)
+    return Rope(angles.cos(), angles.sin())
+
+
+def axial_rope(side: int, head_width: int) -> Rope:
+    """Two-dimensional angles for a ``side`` x ``side`` grid: half of the pairs turn by row, half by column
+    (Heo et al., 2024, section 3.1)."""  # fmt: skip
+    frequencies = AXIAL_ROPE_BASE ** -(torch.arange(0, head_width // 2, 2, dtype=torch.float32) / (head_width // 2))
+    angles = torch.outer(torch.arange(side, dtype=torch.float32), frequencies)  # (side, k/4)
+    rows = angles.repeat_interleave(side, dim=0)
+    columns = angles.repeat(side, 1)
+    both = torch.cat([rows, columns], dim=-1)  # (N, k/2)
+    return Rope(both.cos(), both.sin())
+
+
+def apply_rope(x: Tensor, rope: Rope) -> Tensor:
+    """Rotate each channel pair of ``x`` (B, h, N, k) by its position's angle; same shape and dtype."""
+    x1, x2 = x.float().chunk(2, dim=-1)  # each (B, h, N, k/2)
+    return torch.cat([x1 * rope.cos - x2 * rope.sin, x1 * rope.sin + x2 * rope.cos], dim=-1).to(x.dtype)
+
+
+def make_norm(kind: NormKind, width: int) -> nn.Module:
+    """RMSNorm (Zhang and Sennrich, 2019), without bias, or LayerNorm, with one, over the last dimension."""
+    return nn.RMSNorm(width, eps=NORM_EPS) if kind == "rmsnorm" else nn.LayerNorm(width, eps=NORM_EPS)
+
+
+class GEGLU(nn.Module):
+    """Feed-forward layer gated by a GELU (Shazeer, 2020): ``down(gelu(gate(x)) * up(x))``, without biases."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)  # 2 x (B, N, hidden)
+        return self.down(F.gelu(gate) * up)  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """Feed-forward layer with a GELU and biases: ``down(gelu(up(x)))``."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        return self.down(F.gelu(self.up(x)))  # type: ignore[no-any-return]
+
+
+def make_feed_forward(kind: MLPKind, width: int, *, wide: bool) -> nn.Module:
+    """A 4D MLP, or a GEGLU of equal size (hidden 8D/3, to the nearest multiple of 8), of hidden 4D if ``wide``."""
+    if kind == "gelu":
+        return MLP(width, 4 * width)
+    return GEGLU(width, 4 * width if wide else round(width / 3) * 8)
+
+
+class KeyValueCache:
+    """Keys and values of one self-attention layer, for at most ``capacity`` positions of each row.
+
+    Memory stands from the first ``append`` on, so that a decoding step writes in place.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._keys = self._values = torch.empty(0)
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add new positions, each (R, h, L, k); gives all so far."""
+        R, h, L, k = keys.shape
+        if self.length == 0:
+            self._keys = keys.new_empty(R, h, self.capacity, k)
+            self._values = torch.empty_like(self._keys)
+        stop = self.length + L
+        self._keys[:, :, self.length : stop] = keys
+        self._values[:, :, self.length : stop] = values
+        self.length = stop
+        return self._keys[:, :, :stop], self._values[:, :, :stop]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep ``rows``, in that order and as often as named."""
+        self._keys, self._values = self._keys[rows], self._values[rows]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; queries and keys are rotated *after* their projections."""
+
+    def __init__(self, width: int, heads: int, *, bias: bool, qk_norm: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
+        self.query_norm: nn.Module = make_norm("rmsnorm", width // heads) if qk_norm else nn.Identity()
+        self.key_norm: nn.Module = make_norm("rmsnorm", width // heads) if qk_norm else nn.Identity()
+
+    def forward(
+        self, x: Tensor, rope: Rope | None = None, *, causal: bool = False, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """(B, N, D) to (B, N, D). With a ``cache``, ``x`` follows the positions the cache holds."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, h, N, k)
+        q, k = self.query_norm(q), self.key_norm(k)
+        if rope is not None:
+            q, k = apply_rope(q, rope), apply_rope(k, rope)
+        if cache is not None:
+            # One new position sees every key; several new ones are only ever the first of a cache.
+            assert x.shape[1] == 1 or cache.length == 0
+            k, v = cache.append(k, v)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal and x.shape[1] > 1)
+        return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from a sequence to a memory of possibly another width; nothing is rotated."""
+
+    def __init__(self, width: int, memory_width: int, heads: int, *, bias: bool, qk_norm: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width, bias=bias)
+        self.key_value = nn.Linear(memory_width, 2 * width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
+        self.query_norm: nn.Module = make_norm("rmsnorm", width // heads) if qk_norm else nn.Identity()
+        self.key_norm: nn.Module = make_norm("rmsnorm", width // heads) if qk_norm else nn.Identity()
+
+    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a memory (B, Q, Dm), each (B, h, Q, k): once an image, however long the caption."""
+        k, v = self.key_value(memory).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.key_norm(k), v
+
+    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
+        """(B, L, D) to (B, L, D), reading ``keys_values`` of the same B."""
+        q = self.query_norm(self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2))  # (B, h, L, k)
+        y = F.scaled_dot_product_attention(q, *keys_values)
+        return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

@@ -1,0 +1,155 @@
+"""The text decoder: causal unimodal layers below, layers that also read the image above."""
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from grrcoca_cli.config import ModelConfig
+from grrcoca_cli.model.layers import (
+    CrossAttention,
+    KeyValueCache,
+    Rope,
+    SelfAttention,
+    make_feed_forward,
+    make_norm,
+    raster_rope,
+)
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+class UnimodalBlock(nn.Module):
+    """Pre-norm block of causal self-attention and a feed-forward layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.text_width
+        self.attention_norm = make_norm(config.text_norm, width)
+        self.attention = SelfAttention(width, config.text_heads, bias=config.attention_bias, qk_norm=config.qk_norm)
+        self.mlp_norm = make_norm(config.text_norm, width)
+        self.mlp = make_feed_forward(config.text_mlp, width, wide=config.geglu == "wide")
+
+    def forward(self, x: Tensor, rope: Rope | None, cache: KeyValueCache | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D)."""
+        x = x + self.attention(self.attention_norm(x), rope, causal=True, cache=cache)
+        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
+
+
+class MultimodalBlock(UnimodalBlock):
+    """A unimodal block with cross-attention to the image between its two halves; one feed-forward layer in all."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        width = config.text_width
+        memory_width = config.image_width if config.generative_pooler == "none" else width
+        self.cross_norm = make_norm(config.text_norm, width)
+        self.cross_attention = CrossAttention(
+            width, memory_width, config.text_heads, bias=config.attention_bias, qk_norm=config.qk_norm
+        )
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, rope: Rope | None, image: KeysValues, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """(B, L, D) to (B, L, D); ``image`` holds keys and values of B images, or of B / n with n rows each."""
+        x = x + self.attention(self.attention_norm(x), rope, causal=True, cache=cache)
+        # Rows that share an image ask it together: their positions stand side by side as its queries.
+        queries = self.cross_norm(x).reshape(image[0].shape[0], -1, x.shape[-1])
+        x = x + self.cross_attention(queries, image).view_as(x)
+        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
+
+
+class TextDecoder(nn.Module):
+    """Token ids to a text embedding and to next-token logits.
+
+    [CLS] stands right behind the last real token of its own row, at position n. The causal mask then is all the
+    masking there is: [CLS] sees its row's tokens and no padding, no token sees [CLS], and its embedding does not
+    depend on the length of its batch mates (Yu et al., 2022, section 3.2, appends it likewise).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.text_width
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.positions = (
+            nn.Parameter(torch.empty(config.context_length, width)) if config.text_positions == "learned" else None
+        )
+        self.cls = nn.Parameter(torch.empty(width))
+        self.unimodal = nn.ModuleList(UnimodalBlock(config) for _ in range(config.unimodal_layers))
+        self.cls_norm = make_norm(config.text_norm, width)
+        self.multimodal = nn.ModuleList(MultimodalBlock(config) for _ in range(config.multimodal_layers))
+        self.norm = make_norm(config.text_norm, width)
+        self.head = nn.Linear(width, config.vocab_size, bias=False)
+        if config.tied_embeddings:
+            self.head.weight = self.token_embedding.weight
+        if config.text_positions == "rope":
+            rope = raster_rope(config.context_length + 1, width // config.text_heads)  # one more for [CLS]
+            self.register_buffer("rope_cos", rope.cos, persistent=False)
+            self.register_buffer("rope_sin", rope.sin, persistent=False)
+
+    def _rope(self, start: int, stop: int) -> Rope | None:
+        if self.positions is not None:
+            return None
+        return Rope(self.get_buffer("rope_cos"), self.get_buffer("rope_sin")).at(start, stop)
+
+    def _run(self, block: nn.Module, *inputs: Tensor | Rope | KeysValues | None) -> Tensor:
+        if self.training and self.config.gradient_checkpointing:
+            return checkpoint(block, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
+        return block(*inputs)  # type: ignore[no-any-return]
+
+    def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
+        """Token ids (B, L) at positions ``start`` onwards to vectors (B, L, D)."""
+        x = self.token_embedding(tokens)
+        if self.positions is not None:
+            x = x + self.positions[start : start + tokens.shape[1]]
+        return x  # type: ignore[no-any-return]
+
+    def encode(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The unimodal half.
+
+        Args:
+            tokens: Padded at the end (B, L).
+            lengths: Real tokens of each row (B,), 1 to L.
+
+        Returns:
+            Hidden states (B, L, D), of use at real tokens alone, and the normalised [CLS] outputs (B, D).
+        """
+        x = self.embed(tokens)
+        x = torch.cat([x, x.new_zeros(x.shape[0], 1, x.shape[2])], dim=1)  # (B, L + 1, D)
+        is_cls = torch.arange(x.shape[1], device=x.device) == lengths.unsqueeze(1)  # (B, L + 1)
+        x = torch.where(is_cls.unsqueeze(-1), self.cls.to(x.dtype), x)
+        rope = self._rope(0, x.shape[1])
+        for block in self.unimodal:
+            x = self._run(block, x, rope)
+        return x[:, :-1], self.cls_norm(x[is_cls])
+
+    def decode(self, hidden: Tensor, memory: Tensor) -> Tensor:
+        """The multimodal half: unimodal states (B, L, D) and image tokens (B, Q, Dm) to normalised states (B, L, D)."""
+        rope = self._rope(0, hidden.shape[1])
+        for block in cast(Iterable[MultimodalBlock], self.multimodal):
+            hidden = self._run(block, hidden, rope, block.cross_attention.keys_values(memory))
+        return self.norm(hidden)  # type: ignore[no-any-return]
+
+    def image_keys_values(self, memory: Tensor) -> list[KeysValues]:
+        """What each multimodal layer reads of the image tokens (B, Q, Dm), for `step`."""
+        blocks = cast(Iterable[MultimodalBlock], self.multimodal)
+        return [block.cross_attention.keys_values(memory) for block in blocks]
+
+    def new_caches(self) -> list[KeyValueCache]:
+        """Empty caches for every self-attention layer, bottom up."""
+        return [KeyValueCache(self.config.context_length) for _ in (*self.unimodal, *self.multimodal)]
+
+    def step(self, tokens: Tensor, caches: Sequence[KeyValueCache], image: Sequence[KeysValues]) -> Tensor:
+        """Logits (R, V) for the token after ``tokens`` (R, L), which follow those that ``caches`` hold."""
+        start = caches[0].length
+        x = self.embed(tokens, start)
+        rope = self._rope(start, start + tokens.shape[1])
+        split = len(self.unimodal)
+        for block, cache in zip(self.unimodal, caches[:split], strict=True):
+            x = block(x, rope, cache)
+        for block, cache, keys_values in zip(self.multimodal, caches[split:], image, strict=True):
+            x = block(x, rope, keys_values, cache)
+        return self.head(self.norm(x[:, -1]))  # type: ignore[no-any-return]

@@ -1,0 +1,77 @@
+"""The image encoder: a Vision Transformer (Dosovitskiy et al., 2021) without a class token."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from grrcoca_cli.config import ModelConfig
+from grrcoca_cli.model.layers import Rope, SelfAttention, axial_rope, make_feed_forward, make_norm, raster_rope
+
+
+class ImageBlock(nn.Module):
+    """Pre-norm transformer block without a mask."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.image_width
+        self.attention_norm = make_norm(config.image_norm, width)
+        self.attention = SelfAttention(width, config.image_heads, bias=config.attention_bias, qk_norm=config.qk_norm)
+        self.mlp_norm = make_norm(config.image_norm, width)
+        self.mlp = make_feed_forward(config.image_mlp, width, wide=config.geglu == "wide")
+
+    def forward(self, x: Tensor, rope: Rope | None) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        x = x + self.attention(self.attention_norm(x), rope)
+        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
+
+
+class VisionTransformer(nn.Module):
+    """Pictures to image tokens, in raster order; RoPE or learned positions, never both."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.side = config.image_size // config.patch_size
+        self.patch_embedding = nn.Linear(3 * config.patch_size**2, config.image_width)
+        self.positions = (
+            nn.Parameter(torch.empty(self.side**2, config.image_width)) if config.image_positions == "learned" else None
+        )
+        self.blocks = nn.ModuleList(ImageBlock(config) for _ in range(config.image_layers))
+        self.norm = make_norm(config.image_norm, config.image_width)
+        if config.image_positions == "rope":
+            head_width = config.image_width // config.image_heads
+            rope = (
+                raster_rope(self.side**2, head_width) if config.rope == "raster" else axial_rope(self.side, head_width)
+            )
+            self.register_buffer("rope_cos", rope.cos, persistent=False)
+            self.register_buffer("rope_sin", rope.sin, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised pictures (B, 3, H, W) to image tokens (B, N, D), fewer of them in training with patch dropout."""
+        # A strided convolution is a matrix product on unfolded patches, and faster as one.
+        patches = F.pixel_unshuffle(images, self.config.patch_size).flatten(2).transpose(1, 2)  # (B, N, 3 P P)
+        x = self.patch_embedding(patches)  # (B, N, D)
+        rope = None
+        if self.positions is not None:
+            x = x + self.positions
+        else:
+            rope = Rope(self.get_buffer("rope_cos"), self.get_buffer("rope_sin"))
+        if self.training and self.config.patch_dropout:
+            x, rope = self._drop_patches(x, rope)
+        for block in self.blocks:
+            if self.training and self.config.gradient_checkpointing:
+                x = checkpoint(block, x, rope, use_reentrant=False)
+            else:
+                x = block(x, rope)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def _drop_patches(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, Rope | None]:
+        """A random subset of each row's patches; a kept patch keeps its own angle."""
+        B, N, D = x.shape
+        kept_count = max(1, round(N * (1 - self.config.patch_dropout)))
+        kept = torch.rand(B, N, device=x.device).argsort(dim=1)[:, :kept_count].sort(dim=1).values  # (B, kept)
+        x = x.gather(1, kept.unsqueeze(-1).expand(-1, -1, D))
+        if rope is not None:
+            rope = Rope(rope.cos[kept].unsqueeze(1), rope.sin[kept].unsqueeze(1))  # each (B, 1, kept, k/2)
+        return x, rope
