@@ -147,6 +147,7 @@ class DataConfig(Section):
         validation_split: Its validation split; where it has none, ``validation_fraction`` is cut off by hash.
         group_column: Field whose equal values stay on one side of that cut (patient, study, article).
         phantoms: Count of synthetic studies to draw.
+        tokenizer: A ``tokenizer.json`` to use; where empty, one is trained on the training captions.
         fit: ``letterbox`` keeps the aspect between black bars, ``squash`` does not.
         mean, std: Normalisation of pixels in [0, 1].
         window: Intensity contract for DICOM: ``auto`` (the file's first window, else percentiles), a CT preset's
@@ -164,6 +165,7 @@ class DataConfig(Section):
     validation_fraction: float = Field(default=0.02, ge=0, lt=1)
     group_column: str | None = None
     phantoms: int = Field(default=6000, ge=1)
+    tokenizer: str = ""
     fit: Literal["letterbox", "squash"] = "letterbox"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)

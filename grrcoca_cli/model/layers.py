@@ -1,5 +1,6 @@
 """The parts both towers are made of: norms, feed-forward layers, rotary positions, attention, blocks."""
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -24,22 +25,28 @@ class Rope(NamedTuple):
         return Rope(self.cos[..., start:stop, :], self.sin[..., start:stop, :])
 
 
-def raster_rope(length: int, head_width: int) -> Rope:
+@functools.cache
+def raster_rope(length: int, head_width: int, device: torch.device) -> Rope:
     """One-dimensional rotary angles for positions 0 to ``length - 1`` (Su et al., 2021, eq. 15)."""
-    frequencies = RASTER_ROPE_BASE ** -(torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)
-    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)  # (N, k/2)
-    return Rope(angles.cos(), angles.sin())
+    # Computed once, possibly while decoding: a tensor born in inference mode could not be trained with later.
+    with torch.inference_mode(False):
+        frequencies = RASTER_ROPE_BASE ** -(torch.arange(0, head_width, 2, device=device) / head_width)
+        angles = torch.outer(torch.arange(length, device=device), frequencies)  # (N, k/2)
+        return Rope(angles.cos(), angles.sin())
 
 
-def axial_rope(side: int, head_width: int) -> Rope:
-    """Two-dimensional angles for a ``side`` x ``side`` grid: half of the pairs turn by row, half by column
-    (Heo et al., 2024, section 3.1)."""  # fmt: skip
-    frequencies = AXIAL_ROPE_BASE ** -(torch.arange(0, head_width // 2, 2, dtype=torch.float32) / (head_width // 2))
-    angles = torch.outer(torch.arange(side, dtype=torch.float32), frequencies)  # (side, k/4)
-    rows = angles.repeat_interleave(side, dim=0)
-    columns = angles.repeat(side, 1)
-    both = torch.cat([rows, columns], dim=-1)  # (N, k/2)
-    return Rope(both.cos(), both.sin())
+@functools.cache
+def axial_rope(side: int, head_width: int, device: torch.device) -> Rope:
+    """Two-dimensional angles for a ``side`` x ``side`` grid (Heo et al., 2024, section 3.1).
+
+    Half of the channel pairs turn by the row, half by the column.
+    """
+    with torch.inference_mode(False):
+        half = head_width // 2
+        frequencies = AXIAL_ROPE_BASE ** -(torch.arange(0, half, 2, device=device) / half)
+        angles = torch.outer(torch.arange(side, device=device), frequencies)  # (side, k/4)
+        both = torch.cat([angles.repeat_interleave(side, dim=0), angles.repeat(side, 1)], dim=-1)  # (N, k/2)
+        return Rope(both.cos(), both.sin())
 
 
 def apply_rope(x: Tensor, rope: Rope) -> Tensor:

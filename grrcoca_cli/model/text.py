@@ -83,17 +83,19 @@ class TextDecoder(nn.Module):
         self.multimodal = nn.ModuleList(MultimodalBlock(config) for _ in range(config.multimodal_layers))
         self.norm = make_norm(config.text_norm, width)
         self.head = nn.Linear(width, config.vocab_size, bias=False)
-        if config.tied_embeddings:
+        self.tie()
+
+    def tie(self) -> None:
+        """Make the vocabulary head share the token embedding's weight, where the configuration says so."""
+        if self.config.tied_embeddings:
             self.head.weight = self.token_embedding.weight
-        if config.text_positions == "rope":
-            rope = raster_rope(config.context_length + 1, width // config.text_heads)  # one more for [CLS]
-            self.register_buffer("rope_cos", rope.cos, persistent=False)
-            self.register_buffer("rope_sin", rope.sin, persistent=False)
 
     def _rope(self, start: int, stop: int) -> Rope | None:
         if self.positions is not None:
             return None
-        return Rope(self.get_buffer("rope_cos"), self.get_buffer("rope_sin")).at(start, stop)
+        longest = self.config.context_length + 1  # one more for [CLS]
+        head_width = self.config.text_width // self.config.text_heads
+        return raster_rope(longest, head_width, self.cls.device).at(start, stop)
 
     def _run(self, block: nn.Module, *inputs: Tensor | Rope | KeysValues | None) -> Tensor:
         if self.training and self.config.gradient_checkpointing:

@@ -39,24 +39,23 @@ class VisionTransformer(nn.Module):
         )
         self.blocks = nn.ModuleList(ImageBlock(config) for _ in range(config.image_layers))
         self.norm = make_norm(config.image_norm, config.image_width)
-        if config.image_positions == "rope":
-            head_width = config.image_width // config.image_heads
-            rope = (
-                raster_rope(self.side**2, head_width) if config.rope == "raster" else axial_rope(self.side, head_width)
-            )
-            self.register_buffer("rope_cos", rope.cos, persistent=False)
-            self.register_buffer("rope_sin", rope.sin, persistent=False)
+
+    def _rope(self, device: torch.device) -> Rope | None:
+        if self.positions is not None:
+            return None
+        head_width = self.config.image_width // self.config.image_heads
+        if self.config.rope == "raster":
+            return raster_rope(self.side**2, head_width, device)
+        return axial_rope(self.side, head_width, device)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised pictures (B, 3, H, W) to image tokens (B, N, D), fewer of them in training with patch dropout."""
         # A strided convolution is a matrix product on unfolded patches, and faster as one.
         patches = F.pixel_unshuffle(images, self.config.patch_size).flatten(2).transpose(1, 2)  # (B, N, 3 P P)
         x = self.patch_embedding(patches)  # (B, N, D)
-        rope = None
         if self.positions is not None:
             x = x + self.positions
-        else:
-            rope = Rope(self.get_buffer("rope_cos"), self.get_buffer("rope_sin"))
+        rope = self._rope(x.device)
         if self.training and self.config.patch_dropout:
             x, rope = self._drop_patches(x, rope)
         for block in self.blocks:

@@ -1,0 +1,113 @@
+"""The Python door: a loaded checkpoint that captions and embeds pictures. Also what the commands stand on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from grrcoca_cli.commands.datasets import dicom_reader
+from grrcoca_cli.config import GenerationConfig
+from grrcoca_cli.data.base import ImageReader, Pixels
+from grrcoca_cli.data.images import fit_image, normalize
+from grrcoca_cli.model.generate import SpecialTokens, generate
+from grrcoca_cli.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from grrcoca_cli.training.device import autocast, choose_device, explain_out_of_memory
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption of one picture.
+
+    Attributes:
+        text: The caption.
+        logprob: Mean log-probability of its tokens, end token included, in nats.
+    """
+
+    text: str
+    logprob: float
+
+
+class Captioner:
+    """A checkpoint, ready to use; pictures are read exactly as its training read them.
+
+    Attributes:
+        checkpoint: What was loaded.
+        device: Where it computes.
+        read: Reads a picture by the checkpoint's intensity contract; another may be put in its place.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.checkpoint = checkpoint
+        self.device = device
+        self.read: ImageReader = dicom_reader(checkpoint.config.image.window)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto") -> "Captioner":
+        """Load a checkpoint folder, or the newest sound checkpoint of a run folder.
+
+        Raises:
+            CheckpointRefused: It is damaged or not a checkpoint.
+            UsageError: There is nothing at ``path``, or no such device.
+        """
+        chosen = choose_device(device)
+        return cls(load_checkpoint(find_checkpoint(Path(path)), chosen), chosen)
+
+    def caption(self, paths: Sequence[str | Path], *, batch_size: int = 8, **settings: int | float) -> list[str]:
+        """The best caption of each DICOM file or picture.
+
+        Args:
+            paths: Files.
+            batch_size: Pictures decoded at once.
+            **settings: Fields of `GenerationConfig` that differ from the checkpoint's (``beams=4``).
+
+        Raises:
+            UnreadableImage: A file gives no pixels.
+        """
+        chosen = GenerationConfig.model_validate(self.checkpoint.config.generation.model_dump() | settings)
+        texts: list[str] = []
+        for start in range(0, len(paths), batch_size):
+            pixels = [self.read(Path(path)) for path in paths[start : start + batch_size]]
+            texts += [captions[0].text for captions in self.caption_pixels(pixels, chosen)]
+        return texts
+
+    def caption_pixels(
+        self, pixels: Sequence[Pixels], settings: GenerationConfig | None = None, *, seed_offset: int = 0
+    ) -> list[list[Caption]]:
+        """Captions of each picture (C, H, W) in [0, 1], best first; ``seed_offset`` varies the sampling by batch."""
+        settings = settings or self.checkpoint.config.generation
+        tokenizer = self.checkpoint.tokenizer
+        special = SpecialTokens(tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
+        generator = torch.Generator(self.device).manual_seed(settings.seed + seed_offset)
+        with (
+            explain_out_of_memory(f"{len(pixels)} pictures at once"),
+            torch.inference_mode(),
+            autocast(self.device, "auto"),
+        ):
+            memory, _ = self.checkpoint.model.encode_image(self.prepare(pixels))
+            found = generate(self.checkpoint.model, memory, special, settings, generator)
+        return [
+            [Caption(tokenizer.decode(c.tokens).strip(), sum(c.logprobs) / len(c.logprobs)) for c in captions]
+            for captions in found
+        ]
+
+    def encode_image(self, paths: Sequence[str | Path]) -> Tensor:
+        """Unit embeddings (B, E) of DICOM files or pictures, on the CPU."""
+        with torch.inference_mode(), autocast(self.device, "auto"):
+            images = self.prepare([self.read(Path(path)) for path in paths])
+            return self.checkpoint.model.encode_image(images)[1].cpu()
+
+    def encode_text(self, captions: Sequence[str]) -> Tensor:
+        """Unit embeddings (B, E) of captions, on the CPU; their product with `encode_image`'s is the similarity."""
+        tokenizer, length = self.checkpoint.tokenizer, self.checkpoint.config.model.context_length
+        rows = [torch.tensor(tokenizer.encode(caption, length)) for caption in captions]
+        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_id)
+        with torch.inference_mode(), autocast(self.device, "auto"):
+            return self.checkpoint.model.encode_text(tokens.to(self.device), tokenizer.pad_id)[1].cpu()
+
+    def prepare(self, pixels: Sequence[Pixels]) -> Tensor:
+        """Pictures (C, H, W) in [0, 1] as the model's input (B, 3, S, S), by the checkpoint's contract."""
+        contract = self.checkpoint.config.image
+        images = torch.stack([fit_image(picture, contract.size, contract.fit) for picture in pixels])
+        return normalize(images, contract.mean, contract.std).to(self.device)

@@ -1,0 +1,222 @@
+"""The Typer app: names, flags, help. Imports nothing heavy; what a command needs is loaded when it runs."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+
+from grrcoca_cli import __version__
+from grrcoca_cli.console import say
+from grrcoca_cli.errors import ExitCode, GrrcocaError
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="grrcoca",
+    help="Train, run and judge contrastive captioners (GRR-CoCa) on radiology pictures.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # its tracebacks show local values, which may be a patient's
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a knob of the recipe; repeatable."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Resume = Annotated[
+    str, typer.Option(help="auto: continue what --out holds, or start. never: refuse if it holds a run.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be trained on what, and stop.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(help="A checkpoint, or a run folder (its newest sound one).", show_default=False),
+]
+
+
+def _command(function: Callable[P, ExitCode | None]) -> Callable[P, None]:
+    """Show a user's errors as one line, and end with the exit code that tells them apart."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = function(*args, **kwargs)
+        except GrrcocaError as error:
+            say(f"error: {error}" if error.exit_code != ExitCode.STOPPED_AND_SAVED else str(error))
+            code = error.exit_code
+        except KeyboardInterrupt:
+            say("interrupted")
+            code = ExitCode.INTERRUPTED
+        except BrokenPipeError:  # the reader, `head` say, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = ExitCode.OK
+        raise typer.Exit(int(code or ExitCode.OK))
+
+    return run
+
+
+def _version(show: bool) -> None:
+    if show:
+        from importlib.metadata import version
+
+        print(f"grrcoca {__version__} (torch {version('torch')}, Python {sys.version.split()[0]})")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show versions.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@_command
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for data, runs and results.")] = Path("runs/demo"),
+    device: Device = "auto",
+    json: Json = False,
+) -> ExitCode | None:
+    """The main job in minutes, on synthetic phantoms: pretrain, fine-tune, caption a DICOM file, evaluate."""
+    from grrcoca_cli.commands.demo import demo as run
+
+    return run(out, device, as_json=json)
+
+
+@app.command()
+@_command
+def pretrain(
+    recipe: Annotated[
+        str, typer.Option(help="A packaged recipe (grrcoca ls recipes) or a TOML file.")
+    ] = "pretrain_cc12m",
+    data: Annotated[str, typer.Option(help="Shards ('shards/{00000..01242}.tar'), or a folder.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/RECIPE")] = None,
+    set_: Settings = None,
+    resume: Resume = "auto",
+    dry_run: DryRun = False,
+    device: Device = "auto",
+) -> None:
+    """Train a captioner from first values, on web pictures with their captions."""
+    from grrcoca_cli.commands.train import Options
+    from grrcoca_cli.commands.train import pretrain as run
+
+    target = out or Path("runs") / Path(recipe).stem
+    run(Options(target, recipe, set_ or (), data, device, resume, dry_run))
+
+
+@app.command()
+@_command
+def finetune(
+    dataset: Annotated[str, typer.Option(help="roco, folder, shards or phantoms (grrcoca ls datasets).")] = "roco",
+    data: Annotated[str, typer.Option(help="Where the data set lies.")] = "",
+    checkpoint: Checkpoint = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/RECIPE")] = None,
+    recipe: Annotated[
+        str, typer.Option(help="A packaged recipe or a TOML file.", show_default="finetune_DATASET")
+    ] = "",
+    set_: Settings = None,
+    resume: Resume = "auto",
+    dry_run: DryRun = False,
+    device: Device = "auto",
+) -> None:
+    """Train on from a checkpoint, on radiology pictures or any folder."""
+    from grrcoca_cli.commands.train import Options, finetune_recipe
+    from grrcoca_cli.commands.train import finetune as run
+
+    name = recipe or finetune_recipe(dataset)
+    target = out or Path("runs") / Path(name).stem
+    run(Options(target, name, set_ or (), data, device, resume, dry_run, dataset), checkpoint)
+
+
+@app.command()
+@_command
+def caption(
+    paths: Annotated[list[Path], typer.Argument(help="DICOM files, pictures, folders.", show_default=False)],
+    checkpoint: Checkpoint = None,
+    format_: Annotated[str, typer.Option("--format", help="text, jsonl or csv.")] = "text",
+    out: Annotated[
+        Path | None, typer.Option(help="Write there; an interrupted run goes on.", show_default=False)
+    ] = None,
+    beam: Annotated[int | None, typer.Option(help="Beams; 1 is greedy.", show_default=False)] = None,
+    set_: Settings = None,
+    device: Device = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Short for --format jsonl.")] = False,
+) -> ExitCode | None:
+    """Caption a DICOM file, a picture, or every one in a folder."""
+    from grrcoca_cli.commands.caption import Options
+    from grrcoca_cli.commands.caption import caption as run
+
+    settings = [*(set_ or ()), *([f"generation.beams={beam}"] if beam is not None else [])]
+    return run(Options(paths, checkpoint, "jsonl" if json else format_, out, settings, device))
+
+
+@app.command("eval")
+@_command
+def evaluate(
+    checkpoint: Checkpoint = None,
+    dataset: Annotated[str, typer.Option(help="roco, folder, shards or phantoms.")] = "folder",
+    data: Annotated[str, typer.Option(help="Where the data set lies.")] = "",
+    split: Annotated[str, typer.Option(help="Split to measure on; 'all' for the whole set.")] = "test",
+    predictions: Annotated[Path | None, typer.Option(help="Score these captions instead.", show_default=False)] = None,
+    references: Annotated[Path | None, typer.Option(help="Their references.", show_default=False)] = None,
+    missing: Annotated[
+        str, typer.Option(help="References without prediction: error, or zero (count as empty).")
+    ] = "error",
+    out: Annotated[Path | None, typer.Option(help="Keep the captions, as JSON Lines.", show_default=False)] = None,
+    set_: Settings = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> ExitCode | None:
+    """Judge a checkpoint on a data set, or anybody's captions against references."""
+    from grrcoca_cli.commands.evaluate import Options
+    from grrcoca_cli.commands.evaluate import evaluate as run
+
+    return run(
+        Options(checkpoint, dataset, data, split, predictions, references, missing, out, set_ or (), device, json)
+    )
+
+
+@app.command()
+@_command
+def ls(
+    what: Annotated[str, typer.Argument(help="recipes, datasets or models.")] = "recipes",
+    json: Json = False,
+) -> None:
+    """List recipes, data sets or model variants and sizes."""
+    from grrcoca_cli.commands.listing import list_things
+
+    list_things(what, as_json=json)
+
+
+@app.command()
+@_command
+def info(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or run folder.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Say what a checkpoint is."""
+    from grrcoca_cli.commands.listing import show_checkpoint
+
+    show_checkpoint(checkpoint, as_json=json)
+
+
+@app.command()
+@_command
+def doctor(json: Json = False) -> ExitCode | None:
+    """Check the installation: versions, device, codecs."""
+    from grrcoca_cli.commands.doctor import doctor as run
+
+    return run(as_json=json)
+
+
+def main() -> None:
+    """Entry point of the ``grrcoca`` command."""
+    app()

@@ -1,0 +1,141 @@
+"""From a recipe's ``[data]`` to samples, an image reader and an augmentation: where radiology meets the loop."""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from grrcoca_cli.config import DataConfig
+from grrcoca_cli.console import say
+from grrcoca_cli.data.base import Augmentation, CaptionDataset, ImageReader, ListDataset
+from grrcoca_cli.data.folder import open_folder
+from grrcoca_cli.data.images import augment_picture, read_picture
+from grrcoca_cli.data.shards import open_shards
+from grrcoca_cli.data.splits import count_overlaps, split_by_hash
+from grrcoca_cli.errors import UsageError
+
+WHOLE = "all"
+"""A split's name that means every sample of a set."""
+
+
+@dataclass(frozen=True)
+class OpenedData:
+    """Training and validation samples of one set, and what was left out on the way."""
+
+    train: CaptionDataset
+    validation: CaptionDataset
+    skipped: Counter[str]
+
+
+def open_data(data: DataConfig, out: Path) -> OpenedData:
+    """Open the training and the validation split; a set without a validation split gives a share by hash.
+
+    Phantoms without a path are drawn into ``out / "phantoms"`` first.
+
+    Raises:
+        UsageError: The set is not there, or not in its layout.
+    """
+    if data.dataset == "phantoms" and not data.path:
+        data = data.model_copy(update={"path": str(_draw_phantoms(data.phantoms, out / "phantoms"))})
+    if data.dataset == "shards":
+        whole = open_shards(data.path)
+        return _cut(whole, data, whole.skipped)
+    train = _open_split(data, data.split)
+    try:
+        validation = _open_split(data, data.validation_split)
+    except UsageError:  # the set has no such split
+        return _cut(train, data, train.skipped)
+    return OpenedData(train, validation, train.skipped + validation.skipped)
+
+
+def open_split(data: DataConfig, split: str) -> CaptionDataset:
+    """One split, by its name in the set; ``all`` is the whole of a folder or of shards.
+
+    A set without splits has ``train`` and ``valid``, those that training cut by hash.
+
+    Raises:
+        UsageError: There is no such split.
+    """
+    if data.dataset == "shards":
+        whole: CaptionDataset = open_shards(data.path)
+        if split == WHOLE:
+            return whole
+        if split in (data.split, data.validation_split):
+            train, validation = split_by_hash(whole, data.validation_fraction, data.group_column)
+            return train if split == data.split else validation
+        raise UsageError(
+            f"shards have no split {split!r}: use --split {WHOLE}, {data.split} or {data.validation_split}"
+        )
+    return _open_split(data, split)
+
+
+def _open_split(data: DataConfig, split: str) -> CaptionDataset:
+    if not data.path:
+        raise UsageError(f"the {data.dataset} data set needs --data PATH")
+    if data.dataset == "roco":
+        from medical import open_roco
+
+        return open_roco(Path(data.path), split)
+    return open_folder(Path(data.path), None if split == WHOLE else split)
+
+
+def _cut(whole: CaptionDataset, data: DataConfig, skipped: Counter[str]) -> OpenedData:
+    train, validation = split_by_hash(whole, data.validation_fraction, data.group_column)
+    return OpenedData(train, validation, skipped)
+
+
+def _draw_phantoms(count: int, folder: Path) -> Path:
+    from medical.phantom_files import write_dicom_set
+
+    done = folder / ".complete"
+    if not done.exists():
+        say(f"drawing {count} synthetic studies into {folder}")
+        held_out = max(1, count // 20)
+        splits = {"train": count, "valid": held_out, "test": 200}
+        write_dicom_set(folder, splits=splits, seed=0)
+        done.touch()
+    return folder
+
+
+def image_reader(data: DataConfig) -> ImageReader:
+    """How pictures of the set become pixels: shards hold plain pictures, anything else may be DICOM."""
+    if data.dataset == "shards":
+        return read_picture
+    return dicom_reader(data.window)
+
+
+def dicom_reader(window: str) -> ImageReader:
+    """A reader of DICOM and pictures that maps grey levels by ``window``, as `DataConfig.window` names it."""
+    from medical import read_pixels
+
+    return partial(read_pixels, window=None if window == "auto" else window)
+
+
+def augmentation(data: DataConfig) -> Augmentation | None:
+    """The random transform of training pictures that the recipe names."""
+    if data.augment == "radiology":
+        from medical import radiology_augmentation
+
+        return radiology_augmentation
+    return augment_picture if data.augment == "picture" else None
+
+
+def describe(opened: OpenedData, data: DataConfig, *, overlaps: bool) -> list[str]:
+    """Lines that say what was found, what was left out, and (with ``overlaps``) what the two splits share."""
+    train, validation = opened.train, opened.validation
+    lines = [
+        f"data: {len(train)} training and {len(validation)} validation samples ({data.dataset}, {data.path or 'drawn'})"
+    ]
+    if opened.skipped:
+        lines.append("left out: " + ", ".join(f"{count} {kind}" for kind, count in sorted(opened.skipped.items())))
+    if overlaps:
+        shared = count_overlaps(train, validation, data.group_column)
+        said = ", ".join(f"{count} by {kind}" for kind, count in sorted(shared.items())) or "none"
+        lines.append(f"validation samples also in training: {said}")
+    return lines
+
+
+def blank_copy(dataset: CaptionDataset) -> ListDataset:
+    """The captions of a set without its pictures, for measuring what a caption model knows without looking."""
+    samples = [dataset.peek(index) for index in range(len(dataset))]
+    return ListDataset(samples)

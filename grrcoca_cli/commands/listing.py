@@ -1,0 +1,86 @@
+"""``grrcoca ls`` and ``grrcoca info``: answers at once, so nothing here loads torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from grrcoca_cli.config import SIZES, VARIANTS, read_recipe, recipe_folder, recipe_names
+from grrcoca_cli.errors import UsageError
+from grrcoca_cli.training.checkpoint import checkpoint_hash, count_parameters, find_checkpoint, read_config
+
+DATASETS = {
+    "shards": "webdataset tars as img2dataset writes them (CC12M): a folder, glob or brace pattern",
+    "folder": "a folder with a CSV or JSON Lines of pictures and captions; DICOM files count as pictures",
+    "roco": "ROCO (2018) or ROCOv2, as downloaded; looks which it is",
+    "phantoms": "synthetic studies, drawn on the spot: for trying things out",
+}
+
+
+def list_things(what: str, *, as_json: bool) -> None:
+    """Print recipes, data sets or models, a line each.
+
+    Raises:
+        UsageError: There is no such list.
+    """
+    lists = {"recipes": _recipes, "datasets": lambda: DATASETS, "models": _models}
+    if what not in lists:
+        raise UsageError(f"ls {what}: choose {', '.join(lists)}")
+    rows = lists[what]()
+    if as_json:
+        print(json.dumps({"schema": 1, what: [{"name": name, "about": about} for name, about in rows.items()]}))
+        return
+    width = max(len(name) for name in rows) + 2
+    for name, about in rows.items():
+        print(f"{name:<{width}}{about}")
+
+
+def _recipes() -> dict[str, str]:
+    """Each recipe with the first line of its head comment."""
+    return {
+        name: (recipe_folder() / f"{name}.toml").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        for name in recipe_names()
+        if read_recipe(name)
+    }
+
+
+def _models() -> dict[str, str]:
+    rows = {}
+    for name, parts in VARIANTS.items():
+        image, text = (
+            ", ".join(parts[f"{tower}_{part}"] for part in ("norm", "mlp", "positions")) for tower in ("image", "text")
+        )
+        rows[name] = f"variant: image encoder {image}; text decoder {text}"
+    for name, dims in SIZES.items():
+        rows[name] = (
+            f"size: {dims['image_size']} px, ViT {dims['image_layers']} x {dims['image_width']}, decoders "
+            f"{dims['unimodal_layers']} + {dims['multimodal_layers']} x {dims['text_width']}"
+        )
+    return rows
+
+
+def show_checkpoint(path: Path, *, as_json: bool) -> None:
+    """Print what a checkpoint is.
+
+    Raises:
+        CheckpointRefused: It is damaged or not a checkpoint.
+    """
+    folder = find_checkpoint(path)
+    config = read_config(folder)
+    rows: dict[str, Any] = {
+        "checkpoint": str(folder),
+        "variant": config.model.variant,
+        "size": config.model.size,
+        "parameters": count_parameters(folder),
+        "steps": config.step,
+        "trained on": config.trained_on,
+        "picture": f"{config.image.size} px, {config.image.fit}, DICOM window {config.image.window}",
+        "vocabulary": config.model.vocab_size,
+        "context length": config.model.context_length,
+        "weights": checkpoint_hash(folder),
+        "grrcoca": config.grrcoca_version,
+    }
+    if as_json:
+        print(json.dumps({"schema": 1, **rows, "config": config.model_dump(mode="json")}))
+        return
+    for name, value in rows.items():
+        print(f"{name:<16}{f'{value:,}' if isinstance(value, int) else value}")

@@ -1,0 +1,244 @@
+"""``grrcoca pretrain`` and ``grrcoca finetune``: first weights, data and recipe for the one loop."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grrcoca_cli import __version__
+from grrcoca_cli.config import Recipe, apply_settings, build_recipe, read_recipe, recipe_names
+from grrcoca_cli.console import say
+from grrcoca_cli.errors import UsageError
+from grrcoca_cli.training.checkpoint import FORMAT_VERSION, CheckpointConfig, ImageContract, find_checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+    from grrcoca_cli.commands.datasets import OpenedData
+    from grrcoca_cli.data.base import CaptionDataset
+    from grrcoca_cli.data.tokenizer import CaptionTokenizer
+    from grrcoca_cli.model.coca import CoCa
+
+TOKENIZER_CAPTIONS = 2_000_000
+"""Most captions a tokenizer is trained on: more change little and take hours."""
+
+HOW_TO_GET_CC12M = """\
+To get them, download cc12m.tsv (github.com/google-research-datasets/conceptual-12m), then
+  pip install img2dataset
+  sed -i '1s/^/url\\tcaption\\n/' cc12m.tsv
+  img2dataset --url_list cc12m.tsv --input_format tsv --url_col url --caption_col caption --output_format webdataset \\
+    --output_folder shards --image_size 256 --resize_mode border --processes_count 16 --thread_count 64"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The flags that both commands share."""
+
+    out: Path
+    recipe: str
+    settings: Sequence[str] = ()
+    data: str = ""
+    device: str = "auto"
+    resume: str = "auto"
+    dry_run: bool = False
+    dataset: str = ""
+
+
+def pretrain(options: Options) -> Path | None:
+    """Train from first values; gives the last checkpoint, or None after a dry run."""
+    recipe = resolve_recipe(options)
+    if recipe.data.dataset == "shards":
+        from grrcoca_cli.data.shards import find_shards
+
+        try:
+            find_shards(recipe.data.path)
+        except UsageError as error:
+            raise UsageError(f"{error}\n{HOW_TO_GET_CC12M}") from error
+    from grrcoca_cli.commands.datasets import open_data
+
+    _check_resume(options.resume)
+    opened = open_data(recipe.data, options.out)
+    tokenizer = _tokenizer(recipe, opened.train, options)
+    model_config = recipe.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
+    recipe = recipe.model_copy(update={"model": model_config})
+    if options.dry_run:
+        _dry_run(recipe, opened)
+        return None
+
+    import torch
+
+    from grrcoca_cli.model.coca import CoCa
+    from grrcoca_cli.training.device import choose_device
+
+    device = choose_device(options.device)
+    torch.manual_seed(recipe.training.seed)
+    return _run(recipe, options, CoCa(model_config).to(device), tokenizer, opened, device)
+
+
+def finetune(options: Options, checkpoint: Path | None) -> Path | None:
+    """Train on from a checkpoint; gives the last checkpoint, or None after a dry run."""
+    from grrcoca_cli.commands.datasets import open_data
+
+    _check_resume(options.resume)
+    if checkpoint is None:
+        raise UsageError("fine-tuning needs --checkpoint: a run folder of `grrcoca pretrain`, or a checkpoint in it")
+    start = find_checkpoint(checkpoint)
+    recipe = resolve_recipe(options, start)
+    opened = open_data(recipe.data, options.out)
+    if options.dry_run:
+        _dry_run(recipe, opened)
+        return None
+
+    from grrcoca_cli.training.checkpoint import load_checkpoint
+    from grrcoca_cli.training.device import choose_device
+
+    device = choose_device(options.device)
+    loaded = load_checkpoint(start, device)
+    return _run(recipe, options, loaded.model, loaded.tokenizer, opened, device)
+
+
+def finetune_recipe(dataset: str) -> str:
+    """The packaged recipe that ``finetune --dataset`` starts from where ``--recipe`` is not given."""
+    name = f"finetune_{dataset}"
+    return name if name in recipe_names() else "finetune_folder"
+
+
+def resolve_recipe(options: Options, checkpoint: Path | None = None) -> Recipe:
+    """The recipe with ``--data`` and ``--set`` put in; with a ``checkpoint``, with its model.
+
+    Raises:
+        UsageError: A name or value is wrong, or the recipe changes a checkpoint's architecture.
+    """
+    tables = read_recipe(options.recipe)
+    data: dict[str, Any] = dict(tables.get("data", {}))
+    if options.dataset:
+        data["dataset"] = options.dataset
+    if options.data:
+        data["path"] = options.data
+        if data.get("dataset") == "phantoms" and not options.dataset:
+            data["dataset"] = "shards" if _looks_like_shards(options.data) else "folder"
+    tables = apply_settings({**tables, "data": data}, options.settings)
+    if checkpoint is not None:
+        from grrcoca_cli.training.checkpoint import read_config
+
+        trained = read_config(checkpoint)
+        free = {"patch_dropout", "gradient_checkpointing"}
+        if bound := sorted(set(tables.get("model", {})) - free):
+            raise UsageError(f"model.{bound[0]} comes from the checkpoint when fine-tuning: leave it out")
+        tables = {**tables, "model": trained.model.model_dump() | tables.get("model", {})}
+    return build_recipe(tables, f"recipe {options.recipe}")
+
+
+def _looks_like_shards(path: str) -> bool:
+    return ".tar" in path or any(Path(path).glob("*.tar"))
+
+
+def _check_resume(resume: str) -> None:
+    if resume not in ("auto", "never"):
+        raise UsageError(f"--resume {resume}: give auto (continue what --out holds, or start) or never")
+
+
+def _tokenizer(recipe: Recipe, train: CaptionDataset, options: Options) -> CaptionTokenizer:
+    """The recipe's tokenizer, the one an earlier start of this run trained, or a new one from the training captions."""
+    from grrcoca_cli.data.tokenizer import CaptionTokenizer
+
+    kept = options.out / "tokenizer.json"
+    if recipe.data.tokenizer:
+        return CaptionTokenizer.load(Path(recipe.data.tokenizer))
+    if kept.exists():
+        return CaptionTokenizer.load(kept)
+    say("training the tokenizer on the training captions")
+    tokenizer = CaptionTokenizer.train(_captions(train, recipe.training.seed), recipe.model.vocab_size)
+    if not options.dry_run:
+        options.out.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(kept)
+    return tokenizer
+
+
+def _captions(train: CaptionDataset, seed: int) -> Iterator[str]:
+    indices: Sequence[int] = range(len(train))
+    if len(train) > TOKENIZER_CAPTIONS:
+        indices = sorted(random.Random(seed).sample(indices, TOKENIZER_CAPTIONS))
+    for index in indices:
+        yield from train.peek(index).captions
+
+
+def _run(
+    recipe: Recipe,
+    options: Options,
+    model: CoCa,
+    tokenizer: CaptionTokenizer,
+    opened: OpenedData,
+    device: torch.device,
+) -> Path:
+    from grrcoca_cli.commands.datasets import augmentation, describe, image_reader
+    from grrcoca_cli.training.loop import Run, train
+
+    data, training = recipe.data, recipe.training
+    for line in describe(opened, data, overlaps=False):
+        say(line)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    say(f"model: {recipe.model.variant}, {recipe.model.size}, {parameters:,} parameters; on {device}")
+    if training.accumulation > 1 and training.contrastive_weight:
+        micro = training.batch_size // training.accumulation
+        say(
+            f"note: with training.accumulation = {training.accumulation} a pair competes with the {micro - 1} others "
+            f"of its micro-batch, not with the {training.batch_size - 1} of the whole batch"
+        )
+    contract = ImageContract(
+        size=recipe.model.image_size, fit=data.fit, mean=data.mean, std=data.std, window=data.window
+    )
+    config = CheckpointConfig(
+        format_version=FORMAT_VERSION,
+        grrcoca_version=__version__,
+        model=recipe.model,
+        image=contract,
+        generation=recipe.generation,
+        step=0,
+        trained_on=f"{data.dataset} data" + (" (synthetic)" if data.dataset == "phantoms" else ""),
+    )
+    run = Run(
+        recipe=recipe,
+        out=options.out,
+        model=model,
+        tokenizer=tokenizer,
+        train=opened.train,
+        validation=opened.validation,
+        reader=image_reader(data),
+        augmentation=augmentation(data),
+        config=config,
+        device=device,
+    )
+    last = train(run, options.resume)
+    say(f"finished: {last}")
+    return last
+
+
+def _dry_run(recipe: Recipe, opened: OpenedData) -> None:
+    """Print what a run would do, without doing it."""
+    import torch
+
+    from grrcoca_cli.commands.datasets import describe
+    from grrcoca_cli.model.coca import CoCa
+
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in CoCa(recipe.model).parameters())
+    for line in describe(opened, recipe.data, overlaps=True):
+        say(line)
+    epochs = recipe.training.steps * recipe.training.batch_size / max(len(opened.train), 1)
+    say(f"model: {recipe.model.variant}, {recipe.model.size}, {parameters:,} parameters")
+    say(f"training: {recipe.training.steps} steps of {recipe.training.batch_size}: {epochs:.1f} epochs")
+    say("dry run: nothing was trained")
+    summary = {
+        "schema": 1,
+        "train": len(opened.train),
+        "validation": len(opened.validation),
+        "skipped": dict(opened.skipped),
+        "parameters": parameters,
+        "epochs": round(epochs, 2),
+    }
+    print(json.dumps(summary))

@@ -1,0 +1,121 @@
+"""The plain interfaces between data sets, image readers, transforms and the loop."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Pixels = NDArray[np.float32]
+"""One picture, (C, H, W), C 1 or 3, values in [0, 1]."""
+
+ImageSource = Path | bytes
+"""Where a picture's bytes are: a file, or the bytes themselves (a member of a shard)."""
+
+ImageReader = Callable[[ImageSource], Pixels]
+"""Reads one picture; raises `errors.UnreadableImage` and nothing else for bad input."""
+
+Augmentation = Callable[[Tensor, int], Tensor]
+"""Takes a picture (3, S, S) in [0, 1] and a seed of its own, gives the same shape and range."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture with its captions, nothing decoded yet.
+
+    Attributes:
+        key: Names the sample within its set, the same on every machine and in every run.
+        image: A path, or the encoded bytes.
+        captions: One or more; the first is the training caption unless a set draws.
+        fields: Further columns (patient, study, keywords), for grouping.
+    """
+
+    key: str
+    image: ImageSource
+    captions: tuple[str, ...]
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+class CaptionDataset(Protocol):
+    """Samples by position. Picklable, so that worker processes can hold a copy; ``[i]`` may read from disk.
+
+    Attributes:
+        skipped: Rows that were left out when the set was opened, counted by a short kind
+            (``"no picture"``, ``"empty caption"``).
+    """
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """What was left out."""
+        ...
+
+    def __len__(self) -> int:
+        """Count of usable samples."""
+        ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample at ``index``, 0 to ``len - 1``."""
+        ...
+
+    def key(self, index: int) -> str:
+        """The key of the sample at ``index``, without reading its picture or captions."""
+        ...
+
+    def peek(self, index: int) -> Sample:
+        """The sample at ``index`` with key, captions and fields; ``image`` is empty where it would have to be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class ListDataset:
+    """A caption data set held in a list: pictures stay on disk as paths."""
+
+    samples: list[Sample]
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+    def key(self, index: int) -> str:
+        """The key of the sample at ``index``."""
+        return self.samples[index].key
+
+    def peek(self, index: int) -> Sample:
+        """The sample at ``index``."""
+        return self.samples[index]
+
+
+@dataclass(frozen=True)
+class SubsetDataset:
+    """A view of some samples of another set.
+
+    Attributes:
+        dataset: The set that is looked at.
+        indices: Positions in it, (length,), in the order of the view.
+        skipped: Empty: what was left out belongs to ``dataset`` and is counted there once.
+    """
+
+    dataset: CaptionDataset
+    indices: NDArray[np.int64]
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.dataset[int(self.indices[index])]
+
+    def key(self, index: int) -> str:
+        """The key of the sample at ``index`` of the view."""
+        return self.dataset.key(int(self.indices[index]))
+
+    def peek(self, index: int) -> Sample:
+        """The sample at ``index`` of the view, its picture perhaps not read."""
+        return self.dataset.peek(int(self.indices[index]))

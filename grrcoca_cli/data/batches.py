@@ -1,0 +1,238 @@
+"""From samples to batches of tensors, in an order that is a function of seed and step and of nothing else."""
+
+import functools
+import hashlib
+import multiprocessing
+import multiprocessing.context
+import signal
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from grrcoca_cli.data.base import Augmentation, CaptionDataset, ImageReader, Sample
+from grrcoca_cli.data.images import fit_image, normalize
+from grrcoca_cli.data.tokenizer import CaptionTokenizer
+from grrcoca_cli.errors import OutOfResources, UnreadableImage, UsageError
+
+
+class Batch(NamedTuple):
+    """Pictures with their captions; B is below the batch size where pictures could not be read, and may be 0.
+
+    Attributes:
+        images: (B, 3, S, S) float32, normalised.
+        tokens: (B, L) int64, begin and end token included, padded to the longest caption of the batch.
+        keys: The samples' keys, B of them.
+        captions: The captions that the tokens stand for, B of them.
+        skipped: Unreadable pictures that were left out, by kind.
+    """
+
+    images: Tensor
+    tokens: Tensor
+    keys: list[str]
+    captions: list[str]
+    skipped: Counter[str]
+
+
+class BatchOrder(NamedTuple):
+    """Which samples make a batch; ``epoch`` is None in evaluation: no augmentation, the first caption."""
+
+    epoch: int | None
+    indices: list[int]
+
+
+@dataclass(frozen=True)
+class BatchReader(Dataset[Batch]):
+    """Turns an order into a batch. Holds no iteration state, so any process gives the same batch for an order.
+
+    Attributes:
+        dataset: Where samples come from.
+        read_image: Reads one picture; picklable.
+        tokenizer: Turns captions into ids.
+        image_size: Edge of the model's pictures, in pixels.
+        context_length: Most tokens of a caption, begin and end included.
+        fit: ``letterbox`` or ``squash``, see `images.fit_image`.
+        mean, std: Normalisation of pixels in [0, 1], by channel.
+        augment: Applied in training, with a seed from ``seed``, epoch and key; picklable.
+        seed: Of augmentation and of the draw among several captions.
+        in_memory: Keep fitted pictures after their first reading; only without worker processes.
+    """
+
+    dataset: CaptionDataset
+    read_image: ImageReader
+    tokenizer: CaptionTokenizer
+    image_size: int
+    context_length: int
+    fit: str = "letterbox"
+    mean: Sequence[float] = (0.5, 0.5, 0.5)
+    std: Sequence[float] = (0.5, 0.5, 0.5)
+    augment: Augmentation | None = None
+    seed: int = 0
+    in_memory: bool = False
+    _store: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __getitem__(self, order: BatchOrder) -> Batch:
+        images, tokens, keys, captions = [], [], [], []
+        skipped: Counter[str] = Counter()
+        for index in order.indices:
+            try:
+                sample, image = self._read(index)
+            except UnreadableImage as error:
+                skipped[error.kind] += 1
+                continue
+            chosen = 0
+            if order.epoch is not None:
+                chosen = sample_seed(self.seed, order.epoch, sample.key, "caption") % len(sample.captions)
+                if self.augment is not None:
+                    own = image.clone(memory_format=torch.contiguous_format)  # an augmentation may write in place
+                    image = self.augment(own, sample_seed(self.seed, order.epoch, sample.key, "augment"))
+            images.append(image)
+            tokens.append(torch.tensor(self.tokenizer.encode(sample.captions[chosen], self.context_length)))
+            keys.append(sample.key)
+            captions.append(sample.captions[chosen])
+        if not keys:
+            size = self.image_size
+            return Batch(torch.empty(0, 3, size, size), torch.empty(0, 0, dtype=torch.long), [], [], skipped)
+        padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=self.tokenizer.pad_id)
+        return Batch(normalize(torch.stack(images), self.mean, self.std), padded, keys, captions, skipped)
+
+    def _read(self, index: int) -> tuple[Sample, Tensor]:
+        if index in self._store:
+            return self.dataset.peek(index), self._store[index]
+        sample = self.dataset[index]
+        image = fit_image(self.read_image(sample.image), self.image_size, self.fit)
+        if self.in_memory:
+            self._store[index] = image
+        return sample, image
+
+
+def sample_seed(seed: int, epoch: int, key: str, purpose: str) -> int:
+    """A seed from 0 to 2**32 - 1 for one use of one sample in one epoch, the same on every machine."""
+    words = f"{seed}/{epoch}/{purpose}/{key}".encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.blake2b(words, digest_size=4).digest(), "big")
+
+
+def batch_indices(length: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """Positions of the samples of batch ``step``, counted from 0 over all epochs.
+
+    Each epoch is a permutation of its own, cut into whole batches; the ``length % batch_size`` samples that remain
+    are left out of that epoch, others in the next.
+
+    Raises:
+        UsageError: The set is smaller than one batch. (Filling up with repeats would set a caption against itself in
+            the contrastive loss.)
+    """
+    per_epoch = steps_per_epoch(length, batch_size)
+    epoch, position = divmod(step, per_epoch)
+    chosen = _permutation(length, seed, epoch)[position * batch_size : (position + 1) * batch_size]
+    return cast("list[int]", chosen.tolist())
+
+
+def steps_per_epoch(length: int, batch_size: int) -> int:
+    """Whole batches in an epoch.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if length < batch_size:
+        raise UsageError(
+            f"the data set has {length} samples, fewer than one batch of {batch_size}: "
+            f"set training.batch_size to at most {length}, or add data"
+        )
+    return length // batch_size
+
+
+@functools.lru_cache(maxsize=2)  # an epoch, and its neighbour while batches are read ahead
+def _permutation(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    # NumPy promises that this old generator's stream never changes (NEP 19); torch and new NumPy do not.
+    return np.random.RandomState(sample_seed(seed, epoch, "", "order")).permutation(length)
+
+
+def training_batches(
+    reader: BatchReader, batch_size: int, start_step: int, steps: int, workers: int = 0
+) -> Iterator[Batch]:
+    """Batches ``start_step`` to ``steps - 1`` of a run of ``steps``, the same for every count of ``workers``.
+
+    Args:
+        reader: What reads them.
+        batch_size: Samples a batch.
+        start_step: First batch; a resumed run gives the step it goes on from.
+        steps: Steps of the whole run.
+        workers: Reading processes; 0 reads in this one.
+
+    Raises:
+        UsageError: The set is smaller than a batch, or ``in_memory`` meets ``workers``.
+    """
+    length = len(reader.dataset)
+    per_epoch = steps_per_epoch(length, batch_size)
+    orders = (
+        BatchOrder(step // per_epoch, batch_indices(length, batch_size, reader.seed, step))
+        for step in range(start_step, steps)
+    )
+    return _load(reader, orders, workers)
+
+
+def evaluation_batches(reader: BatchReader, batch_size: int, workers: int = 0) -> Iterator[Batch]:
+    """Every sample once, in order, with its first caption and without augmentation; the last batch may be short.
+
+    Raises:
+        UsageError: ``in_memory`` meets ``workers``.
+    """
+    length = len(reader.dataset)
+    starts = range(0, length, batch_size)
+    orders = (BatchOrder(None, list(range(start, min(start + batch_size, length)))) for start in starts)
+    return _load(reader, orders, workers)
+
+
+def _load(reader: BatchReader, orders: Iterator[BatchOrder], workers: int) -> Iterator[Batch]:
+    if workers and reader.in_memory:
+        raise UsageError(
+            f"data.in_memory keeps pictures in one process, but data.workers is {workers}: set one to its default"
+        )
+    return _read_in_workers(reader, orders, workers) if workers else map(reader.__getitem__, orders)
+
+
+def _read_in_workers(reader: BatchReader, orders: Iterator[BatchOrder], workers: int) -> Iterator[Batch]:
+    loader = DataLoader(
+        reader,
+        batch_size=None,  # an order is a whole batch
+        sampler=cast("Iterable[int]", orders),
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        multiprocessing_context=_worker_context(),
+        worker_init_fn=_leave_signals_to_the_parent,
+        generator=torch.Generator(),  # the global one drives dropout, and a resume must find it untouched
+    )
+    try:
+        yield from loader
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two where it died while it handed over
+        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+            raise
+        raise OutOfResources(
+            "a reading process was killed, most likely for want of memory: lower data.workers or training.batch_size"
+        ) from error
+
+
+def _worker_context() -> multiprocessing.context.BaseContext:
+    """How workers start: never by plain fork, which copies the locks of threads that torch and tokenizers hold."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # torch is imported once, not once a worker
+    return context
+
+
+def _as_it_is(batch: object) -> object:
+    return batch
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A signal to the whole group must not end a worker: the parent saves first and then closes its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,163 @@
+"""The one way files and folders are written: whole or not at all, and never with less care than the old ones."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from grrcoca_cli.errors import CheckpointRefused, OutOfResources, RunFolderInUse, UsageError
+
+MANIFEST = "MANIFEST.json"
+
+
+@contextmanager
+def explain_os_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk, a missing permission and their like into one line that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(_existing(path)).free
+            raise OutOfResources(
+                f"no space left to write {path} ({free / 1e6:.0f} MB free): free some or choose another --out"
+            ) from error
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace ``path`` by ``content``: readers see the old file or the new one.
+
+    Raises:
+        OutOfResources: The disk is full; the old file is untouched.
+        UsageError: The folder cannot be written to.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with explain_os_errors(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            _open_by_umask(Path(name))
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomically` for JSON."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder that becomes ``target`` when the block ends well: sealed by a manifest, flushed, renamed.
+
+    An existing ``target`` is replaced. On any error nothing is left behind.
+
+    Raises:
+        OutOfResources: The disk is full.
+        UsageError: The folder cannot be written to.
+    """
+    with explain_os_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        try:
+            yield temporary
+            files = sorted(path for path in temporary.rglob("*") if path.is_file())
+            entries = {str(path.relative_to(temporary)): _entry(path) for path in files}
+            for path in files:
+                _open_by_umask(path)
+                _flush(path)
+            (temporary / MANIFEST).write_text(json.dumps({"files": entries}, indent=2) + "\n", encoding="utf-8")
+            _flush(temporary / MANIFEST)
+            for folder in [*(path for path in temporary.rglob("*") if path.is_dir()), temporary]:
+                _open_by_umask(folder, 0o777)
+                _flush(folder)
+            if target.exists():
+                shutil.rmtree(target)
+            temporary.rename(target)
+            _flush(target.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def verify_folder(folder: Path) -> None:
+    """Compare a folder with its manifest.
+
+    Raises:
+        CheckpointRefused: The manifest is absent or damaged, or a file is missing or differs in size or hash.
+    """
+    try:
+        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        listed = {folder / str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries.items()}
+    except FileNotFoundError as error:
+        raise CheckpointRefused(f"{folder} is not a complete checkpoint: it has no {MANIFEST}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointRefused(f"{folder / MANIFEST} is damaged") from error
+    for path, (size, sha256) in listed.items():
+        if not path.is_file():
+            raise CheckpointRefused(f"{path} is missing: copy the checkpoint again, whole")
+        if path.stat().st_size != size or sha256_of(path) != sha256:
+            raise CheckpointRefused(f"{path} differs from its manifest: the file is damaged or was changed")
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _entry(path: Path) -> dict[str, int | str]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def _open_by_umask(path: Path, mode: int = 0o666) -> None:
+    """Temporary files are private, and safetensors' are too: give what an ordinary file would have."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(mode & ~umask)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process; the lock falls with the process, however it ends.
+
+    Raises:
+        RunFolderInUse: Another process holds it.
+    """
+    with explain_os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / "run.lock", os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunFolderInUse(f"{folder} is in use by another run: wait for it, or choose another --out") from error
+        yield
+    finally:
+        os.close(handle)

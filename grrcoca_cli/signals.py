@@ -1,0 +1,32 @@
+"""SIGINT and SIGTERM as a request to stop at the next safe point."""
+
+import signal
+from types import FrameType
+from typing import Self
+
+
+class StopRequest:
+    """While active, the first SIGINT or SIGTERM sets a flag; a second one interrupts at once.
+
+    Used as a context manager in the main thread; the former handlers come back at its end.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        return self.signal is not None
+
+    def __enter__(self) -> Self:
+        self._former = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)

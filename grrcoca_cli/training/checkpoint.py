@@ -1,0 +1,273 @@
+"""Checkpoints: a folder in the Hub's layout, self-contained, sealed by a manifest; no pickle is read or written.
+
+`read_config` and `find_checkpoint` need no torch, so that listings stay fast; torch is imported where tensors are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from grrcoca_cli import __version__
+from grrcoca_cli.config import GenerationConfig, ModelConfig, Section
+from grrcoca_cli.console import say
+from grrcoca_cli.errors import CheckpointRefused, UsageError
+from grrcoca_cli.files import new_folder, sha256_of, verify_folder
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from grrcoca_cli.data.tokenizer import CaptionTokenizer
+    from grrcoca_cli.model.coca import CoCa
+
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+CARD = "README.md"
+TRAINING = "training"
+OPTIMIZER = "optimizer.safetensors"
+STATE = "state.json"
+
+
+class ImageContract(Section):
+    """How a picture becomes the model's input: what training did, and every later reading must do."""
+
+    size: int
+    fit: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    window: str
+
+
+class CheckpointConfig(Section):
+    """``config.json``: everything but weights and tokenizer that a caption needs."""
+
+    format_version: int
+    grrcoca_version: str
+    model: ModelConfig
+    image: ImageContract
+    generation: GenerationConfig
+    step: int
+    trained_on: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint: the model in evaluation mode, its tokenizer, and its contract."""
+
+    folder: Path
+    config: CheckpointConfig
+    model: CoCa
+    tokenizer: CaptionTokenizer
+
+
+def save_checkpoint(
+    target: Path,
+    model: CoCa,
+    tokenizer: CaptionTokenizer,
+    config: CheckpointConfig,
+    optimizer: torch.optim.Optimizer | None = None,
+    state: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint folder, whole or not at all; with ``optimizer`` and ``state``, one that can be resumed.
+
+    Raises:
+        OutOfResources: The disk is full; older checkpoints are untouched.
+    """
+    with new_folder(target) as folder:
+        _save_tensors(dict(model.state_dict()), folder / WEIGHTS)
+        (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        tokenizer.save(folder / TOKENIZER)
+        (folder / CARD).write_text(_model_card(config, model), encoding="utf-8")
+        if optimizer is not None:
+            (folder / TRAINING).mkdir()
+            _save_tensors(_optimizer_tensors(model, optimizer), folder / TRAINING / OPTIMIZER)
+            (folder / TRAINING / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Verify and load a checkpoint folder.
+
+    Raises:
+        CheckpointRefused: It is damaged, of another format, or not a checkpoint.
+    """
+    import torch
+
+    from grrcoca_cli.data.tokenizer import CaptionTokenizer
+    from grrcoca_cli.model.coca import CoCa
+
+    verify_folder(folder)
+    config = read_config(folder)
+    with torch.device("meta"):  # no time for first values that are replaced at once
+        model = CoCa(config.model)
+    _load_tensors(model, folder / WEIGHTS)
+    return Checkpoint(folder, config, model.to(device).eval(), CaptionTokenizer.load(folder / TOKENIZER))
+
+
+def load_training_state(folder: Path, model: CoCa, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put the weights and the optimiser back as they were when ``folder`` was saved; gives its ``state``."""
+    from safetensors.torch import load_file
+
+    model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
+    tensors = load_file(folder / TRAINING / OPTIMIZER)
+    for name, parameter in model.named_parameters():
+        entries = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+        if entries:
+            moved = {key: value if key == "step" else value.to(parameter.device) for key, value in entries.items()}
+            optimizer.state[parameter] = moved
+    state: dict[str, Any] = json.loads((folder / TRAINING / STATE).read_text(encoding="utf-8"))
+    return state
+
+
+def read_config(folder: Path) -> CheckpointConfig:
+    """``config.json`` of a checkpoint folder, checked.
+
+    Raises:
+        CheckpointRefused: It is absent, damaged or of a later format.
+    """
+    path = folder / CONFIG
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        version = raw["format_version"]
+    except FileNotFoundError as error:
+        raise CheckpointRefused(f"{folder} is not a checkpoint: it has no {CONFIG}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointRefused(f"{path} is damaged or not a grrcoca checkpoint's") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointRefused(f"{path} has format version {version}; this grrcoca reads {FORMAT_VERSION}: update it")
+    try:
+        return CheckpointConfig.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CheckpointRefused(f"{path}: {where}: {first['msg']}") from error
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """Checkpoint folders of a run folder, newest first, whether or not they are sound."""
+    found = [path for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdigit() and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+
+
+def sound_checkpoints(run: Path) -> Iterator[Path]:
+    """Those of `checkpoints_of` that agree with their manifest, newest first; damaged ones are named on stderr."""
+    for folder in checkpoints_of(run):
+        try:
+            verify_folder(folder)
+        except CheckpointRefused as error:
+            say(f"warning: {error}; trying the checkpoint before it")
+            continue
+        yield folder
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint folder that ``path`` means: itself, or the newest sound one of a run folder.
+
+    Raises:
+        UsageError: There is nothing at ``path``.
+        CheckpointRefused: It holds none, only damaged ones, or is a pickle.
+    """
+    if path.is_file():
+        raise CheckpointRefused(
+            f"{path} is a file; a checkpoint is a folder with {WEIGHTS}, {CONFIG} and {TOKENIZER}. "
+            "Pickled weights (.pt, .pth, .bin, .ckpt) can run code and are never read"
+        )
+    if not path.is_dir():
+        raise UsageError(f"no checkpoint at {path}: there is no such folder")
+    if (path / CONFIG).is_file():
+        return path
+    folder = next(sound_checkpoints(path), None)
+    if folder is None:
+        raise CheckpointRefused(f"{path} holds no sound checkpoint: expected {CONFIG} in it, or checkpoints/step-*/")
+    return folder
+
+
+def checkpoint_hash(folder: Path) -> str:
+    """Short hash of a checkpoint's weights, for naming the model in results."""
+    return sha256_of(folder / WEIGHTS)[:12]
+
+
+def count_parameters(folder: Path) -> int:
+    """Parameters in a checkpoint's weight file, from its header alone."""
+    with (folder / WEIGHTS).open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    import errno
+
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    # Tied weights share memory, which the format refuses: the first name of each keeps it.
+    seen: set[int] = set()
+    unique: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.data_ptr() not in seen or tensor.numel() == 0:
+            seen.add(tensor.data_ptr())
+            unique[name] = tensor.detach().cpu().contiguous()
+    try:
+        save_file(unique, path)
+    except SafetensorError as error:
+        # It hides the cause in its text; 28 is ENOSPC.
+        if "code: 28" in str(error) or "StorageFull" in str(error):
+            raise OSError(errno.ENOSPC, "no space left", str(path)) from error
+        raise
+
+
+def _load_tensors(model: CoCa, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointRefused(f"{path} cannot be read as safetensors: copy it again") from error
+    try:
+        missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
+    except RuntimeError as error:
+        raise CheckpointRefused(f"{path}: a tensor's shape does not fit {CONFIG}") from error
+    tied = {"text_decoder.head.weight"} if model.config.tied_embeddings else set()
+    if unexpected or set(missing) - tied:
+        names = ", ".join(sorted({*unexpected, *(set(missing) - tied)})[:3])
+        raise CheckpointRefused(f"{path} does not fit {CONFIG}: {names}")
+    model.text_decoder.tie()
+
+
+def _optimizer_tensors(model: CoCa, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def _model_card(config: CheckpointConfig, model: CoCa) -> str:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return f"""---
+library_name: grrcoca
+pipeline_tag: image-to-text
+tags: [contrastive-captioner, radiology]
+---
+
+# {config.model.variant}, {config.model.size}
+
+A contrastive captioner of {parameters:,} parameters, trained for {config.step:,} steps on {config.trained_on}
+with grrcoca {__version__}. Pictures: {config.image.size} px, {config.image.fit}, DICOM window
+`{config.image.window}`.
+
+```
+grrcoca caption PICTURE --checkpoint THIS_FOLDER
+```
+
+Research output: not validated for any clinical use, not a diagnosis.
+"""

@@ -1,0 +1,48 @@
+"""Where to compute, and in which precision."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from grrcoca_cli.errors import OutOfResources, UsageError
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``: CUDA where there is one, else Apple's MPS, else the CPU; otherwise a torch device name.
+
+    Raises:
+        UsageError: The device is not a device, or not on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name}: not available here; try auto or cpu") from error
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Mixed precision for a forward pass; ``auto`` is bf16 on a GPU and float32 elsewhere."""
+    enabled = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def explain_out_of_memory(what: str) -> Iterator[None]:
+    """Turn an allocation failure into one line with ways out; ``what`` names the sizes that did not fit.
+
+    Raises:
+        OutOfResources: There was not enough memory.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+            raise OutOfResources(
+                f"out of memory with {what}: lower the batch size, raise training.accumulation, "
+                "or set model.gradient_checkpointing=true"
+            ) from error
+        raise

@@ -1,0 +1,88 @@
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grrcoca_cli.evaluation.tokenize import coco_tokens
+
+# What stays different from Stanford's tokenizer among the probes.
+KNOWN_DIFFERENT = {"a!b", "a?b", "a...b", "(555) 123-4567"}
+
+
+@pytest.mark.parametrize(
+    ("caption", "tokens"),
+    [
+        ("A 3.5 x 1,000 mm cyst.", "a 3.5 x 1,000 mm cyst"),
+        ("Patient’s CT (axial). Arrow: mass", "patient 's ct -lrb- axial -rrb- arrow mass"),
+        ("No. 5 vs. fig. 1. The end", "no. 5 vs. fig. 1 the end"),
+        ("H&E stain, 12% ±2", "h&e stain 12 % ± 2"),
+        ("T2*-weighted x-ray – c3-c5", "t2 * weighted x-ray c3-c5"),
+        ("“string” and ‘pearl’", "string and pearl"),
+        ("Figure.3 at 1.5T", "figure .3 at 1.5 t"),
+        ("J. Doe, i.v. contrast; cannot", "j. doe i.v. contrast can not"),
+        ("Hyper- and hypoechoic and/or", "hyper and hypoechoic and/or"),
+        ("d’un patient", "d’un patient"),
+        ("\ufeffa\u00adb\U0001f600 \ue000c", "ab c"),
+        ("...", ""),
+        ("", ""),
+    ],
+)
+def test_rules(caption: str, tokens: str) -> None:
+    assert coco_tokens(caption) == tokens.split()
+
+
+@pytest.mark.parametrize(
+    "separator", ["\u2028", "\u2029", "\r", "\r\n", "\n", "\v", "\f", "\x85", "\0", "\u00a0", "\t"]
+)
+def test_separators_are_spaces(separator: str) -> None:
+    assert coco_tokens(f"left lung.{separator}Right lung.") == ["left", "lung", "right", "lung"]
+
+
+@given(st.text())
+def test_tokens_of_any_text_are_plain_words(caption: str) -> None:
+    tokens = coco_tokens(caption)
+    assert " ".join(tokens).split() == tokens  # no token is empty or holds white space
+    assert not {".", ",", "''", "``", "-", "--", "...", "?", "!", ":", ";"} & set(tokens)
+    assert "\ue000" not in "".join(tokens)
+    assert "\ue001" not in "".join(tokens)
+
+
+def test_very_long_captions_stay_linear() -> None:
+    for piece in ("nodule ", "a.", ". ", "'", "-", "1,", "a&"):
+        coco_tokens(piece * 20_000)  # a quadratic rule takes minutes here and runs into the time limit
+
+
+def test_probes(shared_data: Path) -> None:
+    probes = json.loads((shared_data / "caption-eval/golden/tokenizer_probes.json").read_text(encoding="utf-8"))
+    different = {p["caption"] for p in probes if " ".join(coco_tokens(p["caption"])) != p["ptb_depunct"]}
+    assert different == KNOWN_DIFFERENT
+
+
+def test_official_example(shared_data: Path) -> None:
+    folder = shared_data / "caption-eval/coco_fakecap"
+    for source, expected in (
+        ("captions_val2014_1000.json", "en_captions_val2014_references_after_tokenization.json"),
+        ("captions_val2014_fakecap_results.json", "en_captions_val2014_results_after_tokenization.json"),
+    ):
+        document = json.loads((folder / source).read_text(encoding="utf-8"))
+        tokens = defaultdict(list)
+        for row in document["annotations"] if isinstance(document, dict) else document:
+            tokens[str(row["image_id"])].append(" ".join(coco_tokens(row["caption"])))
+        assert tokens == json.loads((folder / expected).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"), [("edge_cases", 0), ("nlgeval", 0), ("abstract200_5refs", 0), ("roco400_singleref", 7)]
+)
+def test_golden_sets(shared_data: Path, name: str, allowed: int) -> None:
+    golden = json.loads((shared_data / f"caption-eval/golden/{name}.json").read_text(encoding="utf-8"))
+    different = sum(
+        " ".join(coco_tokens(caption)) != expected
+        for side in ("references", "candidates")
+        for image, captions in golden[side].items()
+        for caption, expected in zip(captions, golden[f"tokenized_{side}"][image], strict=True)
+    )
+    assert different <= allowed
