@@ -10,6 +10,7 @@ from torch import Tensor
 from grrcoca_cli.commands.datasets import dicom_reader
 from grrcoca_cli.config import GenerationConfig
 from grrcoca_cli.data.base import ImageReader, Pixels
+from grrcoca_cli.data.captions import clean_caption
 from grrcoca_cli.data.images import fit_image, normalize
 from grrcoca_cli.model.generate import SpecialTokens, generate
 from grrcoca_cli.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
@@ -88,7 +89,7 @@ class Captioner:
             memory, _ = self.checkpoint.model.encode_image(self.prepare(pixels))
             found = generate(self.checkpoint.model, memory, special, settings, generator)
         return [
-            [Caption(tokenizer.decode(c.tokens).strip(), sum(c.logprobs) / len(c.logprobs)) for c in captions]
+            [Caption(clean_caption(tokenizer.decode(c.tokens)), sum(c.logprobs) / len(c.logprobs)) for c in captions]
             for captions in found
         ]
 

@@ -200,7 +200,7 @@ class TrainingConfig(Section):
     warmup_steps: int = Field(default=100, ge=0)
     weight_decay: float = Field(default=0.1, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = Field(default=1e-6, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
     clip: float = Field(default=1.0, ge=0)
     precision: Literal["auto", "float32", "bf16"] = "auto"
     caption_weight: float = Field(default=2.0, ge=0)

@@ -14,7 +14,7 @@ Plane = NDArray[np.float32]
 """One value a pixel, (H, W)."""
 
 MARKER_L = np.array([[1, 0, 0, 0]] * 5 + [[1, 1, 1, 1]], dtype=np.float32)
-"""The letter that a radiographer lays at the patient's left."""
+"""The letter L: which side is the patient's left."""
 
 
 class Canvas:
@@ -99,6 +99,13 @@ class Canvas:
         together: Plane = np.matmul(blots[1].T, blots[0])
         return together.clip(0, 1)
 
+    def lay_marker(self, value: float) -> None:
+        """Set the letter L in the top corner at the patient's left, as a radiographer or a workstation does."""
+        height, width = (len(self.axis) // 64 * side for side in MARKER_L.shape)
+        letter = np.kron(MARKER_L, np.ones((height // MARKER_L.shape[0],) * 2)) > 0
+        top, left = (int(self.jitter(at, 0.02) * len(self.axis)) for at in (0.04, 0.91))
+        self.image[top : top + height, left : left + width][letter] = value
+
     def texture(self, cells: int) -> Plane:
         """Smooth noise of unit spread that varies over ``cells`` cells across the picture (H, W)."""
         spread = _interpolation(len(self.axis), cells)
@@ -146,16 +153,6 @@ def chest_radiograph(canvas: Canvas) -> None:
     if c.rng.random() < 0.3:
         lead = c.x - np.float32(jitter(0, 0.3)) - np.float32(0.15) * np.sin(c.y * np.float32(jitter(3, 1)))
         c.add(np.clip(1.5 - np.abs(lead) / c.edge, 0, 1), 0.15)  # a monitor's lead on the skin
-    _lay_marker(c)
-
-
-def _lay_marker(canvas: Canvas) -> None:
-    """Lay the letter L in the corner at the patient's left."""
-    zoom = len(canvas.axis) // 64
-    if zoom and canvas.rng.random() < 0.7:
-        letter = np.kron(MARKER_L, np.ones((zoom, zoom), dtype=np.float32))
-        top, left = (int(canvas.jitter(at, 0.02) * len(canvas.axis)) for at in (0.06, 0.88))
-        canvas.image[top : top + letter.shape[0], left : left + letter.shape[1]] += 0.9 * letter
 
 
 def _trunk(canvas: Canvas) -> Plane:

@@ -80,7 +80,7 @@ PROTOCOLS = (
 
 SIDES = ("left", "right")
 SHAPES = ("round", "oval", "spiculated")
-SIZES = {"small": (0.086, 0.096), "medium": (0.136, 0.150), "large": (0.208, 0.226)}
+SIZES = {"small": (0.088, 0.094), "medium": (0.142, 0.150), "large": (0.222, 0.232)}
 """Diameter of a disc of the lesion's area, as a share of the field of view; the gaps keep the words unambiguous."""
 DRIFT = {"small": 0.11, "medium": 0.08, "large": 0.05}
 """How far the centre may lie from the site, body coordinates: never so far that side or zone is in doubt."""
@@ -187,6 +187,7 @@ def draw(seed: int, index: int, *, pixels: int = 128) -> Study:
     canvas = anatomy.Canvas(rng, pixels)
     protocol.paint(canvas)
     lesion = _place_lesion(canvas, protocol) if rng.random() < LESION_SHARE else None
+    canvas.lay_marker(protocol.window[0] + 0.45 * protocol.window[1])
     stored, acquisition = _acquire(canvas, protocol)
     return Study(Phantom(protocol, lesion), stored, acquisition)
 
@@ -219,9 +220,9 @@ def _lesion_mask(canvas: anatomy.Canvas, shape: str, cx: float, cy: float, radiu
         angle = np.arctan2(canvas.y - np.float32(cy), canvas.x - np.float32(cx)) + np.float32(turn)
         reach = np.float32(0.55) + np.float32(1.15) * np.cos(angle * np.float32(spikes / 2)) ** 6  # mean square 1
         return canvas.outline(canvas.radius(cx, cy, radius, radius) / reach, 0.8 * radius)
-    stretch = np.sqrt(canvas.jitter(2.4, 0.2) if shape == "oval" else canvas.jitter(1.06, 0.05))
+    stretch = np.sqrt(canvas.jitter(2.7, 0.2) if shape == "oval" else canvas.jitter(1.06, 0.05))
     rx, ry = radius * stretch, radius / stretch
-    return canvas.outline(canvas.radius(cx, cy, rx, ry, canvas.jitter(0, 30)), ry)
+    return canvas.outline(canvas.radius(cx, cy, rx, ry, canvas.jitter(0, 20)), ry)
 
 
 def _acquire(canvas: anatomy.Canvas, protocol: Protocol) -> tuple[NDArray[np.uint16], Acquisition]:

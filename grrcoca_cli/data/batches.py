@@ -4,9 +4,14 @@ import functools
 import hashlib
 import multiprocessing
 import multiprocessing.context
+import os
 import signal
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
@@ -14,12 +19,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from grrcoca_cli.data.base import Augmentation, CaptionDataset, ImageReader, Sample
 from grrcoca_cli.data.images import fit_image, normalize
 from grrcoca_cli.data.tokenizer import CaptionTokenizer
 from grrcoca_cli.errors import OutOfResources, UnreadableImage, UsageError
+
+_READ_AHEAD = 2  # batches a worker
+_GRACE = 10.0  # seconds that a worker goes on after SIGTERM
 
 
 class Batch(NamedTuple):
@@ -48,7 +55,7 @@ class BatchOrder(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BatchReader(Dataset[Batch]):
+class BatchReader:
     """Turns an order into a batch. Holds no iteration state, so any process gives the same batch for an order.
 
     Attributes:
@@ -199,24 +206,23 @@ def _load(reader: BatchReader, orders: Iterator[BatchOrder], workers: int) -> It
 
 
 def _read_in_workers(reader: BatchReader, orders: Iterator[BatchOrder], workers: int) -> Iterator[Batch]:
-    loader = DataLoader(
-        reader,
-        batch_size=None,  # an order is a whole batch
-        sampler=cast("Iterable[int]", orders),
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        multiprocessing_context=_worker_context(),
-        worker_init_fn=_leave_signals_to_the_parent,
-        generator=torch.Generator(),  # the global one drives dropout, and a resume must find it untouched
-    )
+    # Not torch's DataLoader: it draws from the global generator that drives dropout, its SIGCHLD handler raises in
+    # the middle of whatever the parent does (a save), and its workers outlive a killed parent by seconds.
+    pool = ProcessPoolExecutor(workers, _worker_context(), _start_worker, (reader,))
+    waiting: deque[Future[Batch]] = deque()
     try:
-        yield from loader
-    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two where it died while it handed over
-        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
-            raise
+        for order in orders:
+            waiting.append(pool.submit(_read_batch, order))
+            if len(waiting) > _READ_AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
         raise OutOfResources(
             "a reading process was killed, most likely for want of memory: lower data.workers or training.batch_size"
         ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _worker_context() -> multiprocessing.context.BaseContext:
@@ -228,11 +234,35 @@ def _worker_context() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _as_it_is(batch: object) -> object:
-    return batch
+_worker_reader: BatchReader | None = None  # set in a worker process, once, so that an order is all a batch has to send
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """A signal to the whole group must not end a worker: the parent saves first and then closes its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _start_worker(reader: BatchReader) -> None:
+    global _worker_reader
+    _worker_reader = reader
+    torch.set_num_threads(1)
+    # Both may be sent to the whole group: the parent saves, for which it may need a batch, and then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: _start_thread(_end_after_grace))
+    _start_thread(_end_with_parent)
+
+
+def _start_thread(target: Callable[[], None]) -> None:
+    threading.Thread(target=target, daemon=True).start()
+
+
+def _end_after_grace() -> None:
+    time.sleep(_GRACE)
+    os._exit(1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _read_batch(order: BatchOrder) -> Batch:
+    assert _worker_reader is not None
+    return _worker_reader[order]

@@ -95,7 +95,7 @@ def test_padding_changes_nothing(model: CoCa) -> None:
 
 
 def test_the_class_token_sees_the_whole_caption(model: CoCa) -> None:
-    images, tokens = batch()
+    _, tokens = batch()
     _, features = model.encode_text(tokens, PAD)
     for row, place in ((0, 1), (0, 8), (2, 1)):
         changed = tokens.clone()

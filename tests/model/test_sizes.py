@@ -38,5 +38,6 @@ def test_matched_arms_are_equal_to_one_percent(size: str) -> None:
 
 
 def test_a_wide_geglu_has_half_more_than_a_matched_one() -> None:
-    matched, wide = (count(build(size="base", geglu=kind), "image_encoder.blocks.0.mlp") for kind in ("matched", "wide"))
+    layer = "image_encoder.blocks.0.mlp"
+    matched, wide = (count(build(size="base", geglu=kind), layer) for kind in ("matched", "wide"))
     assert wide / matched == pytest.approx(1.5, rel=0.01)
