@@ -185,6 +185,7 @@ class TrainingConfig(Section):
         accumulation: Micro-batches a step. The contrastive loss sees only its own micro-batch, so accumulating is
             not a larger contrastive batch.
         learning_rate: Peak, reached after ``warmup_steps``; then a cosine down to ``final_learning_rate``.
+        optimizer: ``adamw``, or ``muon`` for hidden matrices with AdamW for the rest.
         clip: Largest gradient norm; 0 switches clipping off.
         precision: ``auto`` is bf16 autocast on a GPU and float32 elsewhere.
         save_every, eval_every: Steps between checkpoints and between evaluations; 0 means at the end only.
@@ -195,6 +196,7 @@ class TrainingConfig(Section):
     steps: int = Field(default=1000, ge=1)
     batch_size: int = Field(default=64, ge=2)
     accumulation: int = Field(default=1, ge=1)
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(default=5e-4, gt=0)
     final_learning_rate: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=100, ge=0)

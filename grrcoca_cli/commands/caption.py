@@ -190,19 +190,22 @@ def _finished_files(out: Path, kind: str) -> set[str]:
     """Files that an earlier start of the same command already wrote to ``out``; a line cut by a kill is removed."""
     if not out.exists():
         return set()
-    with explain_os_errors(out), out.open("rb+") as file:
-        content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        file.truncate(len(whole))
+    with explain_os_errors(out):
+        content = out.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
     text = whole.decode("utf-8", errors="replace")
     try:
         if kind == "jsonl":
-            return {str(json.loads(line)["file"]) for line in text.splitlines()}
-        if kind == "csv":
-            return {row["file"] for row in csv.DictReader(io.StringIO(text, newline=""))}
-        return {line.split("\t")[0] for line in text.splitlines() if line.index("\t")}
+            done = {str(json.loads(line)["file"]) for line in text.splitlines()}
+        elif kind == "csv":
+            done = {row["file"] for row in csv.DictReader(io.StringIO(text, newline=""))}
+        else:
+            done = {line.split("\t")[0] for line in text.splitlines() if line.index("\t")}
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{out} exists and is not this command's {kind} output: choose another --out") from error
+    with explain_os_errors(out):
+        os.truncate(out, len(whole))
+    return done
 
 
 def _generation(settings: Sequence[str]) -> dict[str, Any]:

@@ -54,10 +54,8 @@ def pretrain(options: Options) -> Path | None:
     if recipe.data.dataset == "shards":
         from grrcoca_cli.data.shards import find_shards
 
-        try:
-            find_shards(recipe.data.path)
-        except UsageError as error:
-            raise UsageError(f"{error}\n{HOW_TO_GET_CC12M}") from error
+        if not any(path.is_file() for path in find_shards(recipe.data.path)):
+            raise UsageError(f"no shard matches {recipe.data.path!r}: give --data.\n{HOW_TO_GET_CC12M}")
     from grrcoca_cli.commands.datasets import open_data
 
     _check_resume(options.resume)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,10 +74,10 @@ def save_checkpoint(
     model: CoCa,
     tokenizer: CaptionTokenizer,
     config: CheckpointConfig,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizers: Sequence[torch.optim.Optimizer] = (),
     state: dict[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint folder, whole or not at all; with ``optimizer`` and ``state``, one that can be resumed.
+    """Write a checkpoint folder, whole or not at all; with ``optimizers`` and ``state``, one that can be resumed.
 
     Raises:
         OutOfResources: The disk is full; older checkpoints are untouched.
@@ -87,9 +87,9 @@ def save_checkpoint(
         (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
         tokenizer.save(folder / TOKENIZER)
         (folder / CARD).write_text(_model_card(config, model), encoding="utf-8")
-        if optimizer is not None:
+        if optimizers:
             (folder / TRAINING).mkdir()
-            _save_tensors(_optimizer_tensors(model, optimizer), folder / TRAINING / OPTIMIZER)
+            _save_tensors(_optimizer_tensors(model, optimizers), folder / TRAINING / OPTIMIZER)
             (folder / TRAINING / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
 
@@ -112,17 +112,18 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
     return Checkpoint(folder, config, model.to(device).eval(), CaptionTokenizer.load(folder / TOKENIZER))
 
 
-def load_training_state(folder: Path, model: CoCa, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put the weights and the optimiser back as they were when ``folder`` was saved; gives its ``state``."""
+def load_training_state(folder: Path, model: CoCa, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Put the weights and the optimisers back as they were when ``folder`` was saved; gives its ``state``."""
     from safetensors.torch import load_file
 
     model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
     tensors = load_file(folder / TRAINING / OPTIMIZER)
+    owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         entries = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
         if entries:
             moved = {key: value if key == "step" else value.to(parameter.device) for key, value in entries.items()}
-            optimizer.state[parameter] = moved
+            owner[parameter].state[parameter] = moved
     state: dict[str, Any] = json.loads((folder / TRAINING / STATE).read_text(encoding="utf-8"))
     return state
 
@@ -243,11 +244,12 @@ def _load_tensors(model: CoCa, path: Path) -> None:
     model.text_decoder.tie()
 
 
-def _optimizer_tensors(model: CoCa, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(model: CoCa, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
     return {
         f"{name}/{key}": value
         for name, parameter in model.named_parameters()
-        for key, value in optimizer.state[parameter].items()
+        for optimizer in optimizers
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 

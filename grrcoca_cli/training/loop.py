@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,7 @@ from grrcoca_cli.training.checkpoint import (
 )
 from grrcoca_cli.training.device import autocast, explain_out_of_memory
 from grrcoca_cli.training.evaluate import LossReport, evaluate_losses
-from grrcoca_cli.training.optimizer import learning_rate, make_optimizer
+from grrcoca_cli.training.optimizer import learning_rate, make_optimizers
 from grrcoca_cli.training.runfolder import (
     RECIPE,
     MetricsLog,
@@ -136,9 +136,9 @@ def _train(run: Run, should_stop: StopRequest) -> int:
     """The loop itself: each turn first looks back (evaluate, save, stop), then takes a step."""
     config = run.recipe.training
     model = run.model.train()
-    optimizer = make_optimizer(model, config)
+    optimizers = make_optimizers(model, config)
     data_fingerprint = _fingerprint(run.train)
-    start, bad = _restore(run, optimizer, data_fingerprint)
+    start, bad = _restore(run, optimizers, data_fingerprint)
     seen = start * config.batch_size
     log = MetricsLog(run.out, start)
     write_status(run.out, "running", start)
@@ -160,7 +160,7 @@ def _train(run: Run, should_stop: StopRequest) -> int:
             state = {"step": step, "data": data_fingerprint, "bad_samples": dict(bad)}
             target = run.out / "checkpoints" / f"step-{step}"
             saved_config = run.config.model_copy(update={"step": step})
-            save_checkpoint(target, model, run.tokenizer, saved_config, optimizer, state)
+            save_checkpoint(target, model, run.tokenizer, saved_config, optimizers, state)
             _keep_newest(run, config.keep)
             draw_losses(run.out, log.rows)
             write_status(run.out, "running", step)
@@ -175,7 +175,7 @@ def _train(run: Run, should_stop: StopRequest) -> int:
         seen += config.batch_size
         _count_bad(bad, batch, seen, run.recipe.data.max_bad_fraction)
         rate = learning_rate(step, config)
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         torch.manual_seed(config.seed * 1_000_003 + step)  # patch dropout: a function of (seed, step)
         losses = _backward(run, batch)
@@ -185,8 +185,9 @@ def _train(run: Run, should_stop: StopRequest) -> int:
                 f"loss {losses['loss']} and gradient norm {norm} at step {step}: nothing was updated. "
                 f"Lower training.learning_rate or raise training.warmup_steps; checkpoints before it are in {run.out}"
             )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         model.clamp_temperature()
 
         speed = len(batch.keys) / (time.monotonic() - began)
@@ -197,7 +198,6 @@ def _train(run: Run, should_stop: StopRequest) -> int:
             f"step {step + 1}/{config.steps}  loss {losses['loss']:.3f}  caption {losses['caption_loss']:.3f}  "
             f"contrastive {losses['contrastive_loss']:.3f}  {speed:.0f} images/s  {duration(left)} left"
         )
-    log.close()
     return config.steps
 
 
@@ -239,14 +239,14 @@ def _batch_reader(run: Run, dataset: CaptionDataset, augmentation: Augmentation 
     )
 
 
-def _restore(run: Run, optimizer: torch.optim.Optimizer, data_fingerprint: str) -> tuple[int, Counter[str]]:
+def _restore(run: Run, optimizers: Sequence[torch.optim.Optimizer], data_fingerprint: str) -> tuple[int, Counter[str]]:
     """Continue from the newest sound checkpoint of the run folder: the step it stands at, and its bad samples."""
     folder = next((path for path in sound_checkpoints(run.out) if (path / TRAINING).is_dir()), None)
     if folder is None:
         if checkpoints_of(run.out):
             raise CheckpointRefused(f"every checkpoint in {run.out} is damaged: move the folder away to start again")
         return 0, Counter()
-    state = load_training_state(folder, run.model, optimizer)
+    state = load_training_state(folder, run.model, optimizers)
     if state["data"] != data_fingerprint:
         raise UsageError(f"the data differ from those {run.out} was trained on: choose another --out")
     say(f"continuing from {folder}")

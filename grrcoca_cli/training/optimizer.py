@@ -1,4 +1,4 @@
-"""AdamW with CoCa's decay groups, and the learning-rate schedule."""
+"""AdamW with CoCa's decay groups, Muon by choice for hidden matrices, and the learning-rate schedule."""
 
 import math
 
@@ -8,21 +8,39 @@ from torch import nn
 from grrcoca_cli.config import TrainingConfig
 
 UNDECAYED = ("token_embedding", "positions", "cls", "queries", "logit_scale")
+NOT_HIDDEN = ("patch_embedding", "head", "image_projection", "text_projection")
 
 
-def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019); norms, biases, embeddings and the temperature do not decay."""
+def make_optimizers(model: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """AdamW (Loshchilov and Hutter, 2019) for all, or Muon (Jordan et al., 2024) for hidden matrices and AdamW beside.
+
+    Norms, biases, embeddings and the temperature do not decay. Muon's updates are scaled to AdamW's size (Liu et al.,
+    2025, eq. 4), so that both follow one learning rate.
+    """
+    hidden: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     undecayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            plain = parameter.dim() < 2 or any(part in UNDECAYED for part in name.split("."))
-            (undecayed if plain else decayed).append(parameter)
+        parts = name.split(".")
+        if not parameter.requires_grad:
+            continue
+        if parameter.dim() < 2 or any(part in UNDECAYED for part in parts):
+            undecayed.append(parameter)
+        elif config.optimizer == "muon" and not any(part in NOT_HIDDEN for part in parts):
+            hidden.append(parameter)
+        else:
+            decayed.append(parameter)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": undecayed, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
+    adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
+    if not hidden:
+        return [adamw]
+    muon = torch.optim.Muon(
+        hidden, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    return [muon, adamw]
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:

@@ -64,30 +64,23 @@ def newest_finished_run(root: Path) -> Path | None:
 
 
 class MetricsLog:
-    """``metrics.jsonl``: one row a training step, one an evaluation, flushed line by line."""
+    """``metrics.jsonl``: one row a training step, one an evaluation, each on disk as soon as it is known."""
 
     def __init__(self, out: Path, last_step: int) -> None:
         """Open the log, without rows after ``last_step``: they belong to steps that will be taken again."""
         self.path = out / METRICS
         self.rows = [row for row in read_metrics(out) if row["step"] <= last_step]
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        with explain_os_errors(self.path):
-            self._file = self.path.open("a", encoding="utf-8")
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a row."""
         self.rows.append(row)
-        with explain_os_errors(self.path):
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
+        with explain_os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
     def has_evaluation(self, step: int) -> bool:
         """Whether an evaluation after ``step`` steps is in the log."""
         return any(row["step"] == step and is_evaluation(row) for row in reversed(self.rows))
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
