@@ -190,6 +190,7 @@ class TrainingConfig(Section):
         precision: ``auto`` is bf16 autocast on a GPU and float32 elsewhere.
         save_every, eval_every: Steps between checkpoints and between evaluations; 0 means at the end only.
         keep: Newest checkpoints kept.
+        start: Hash of the weights that fine-tuning began with; filled in, so that a run goes on from no others.
         caption_weight, contrastive_weight: CoCa's loss weights; 0 switches a loss off.
     """
 
@@ -210,6 +211,7 @@ class TrainingConfig(Section):
     save_every: int = Field(default=0, ge=0)
     eval_every: int = Field(default=0, ge=0)
     keep: int = Field(default=2, ge=1)
+    start: str = ""
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")

@@ -80,7 +80,7 @@ PROTOCOLS = (
 
 SIDES = ("left", "right")
 SHAPES = ("round", "oval", "spiculated")
-SIZES = {"small": (0.086, 0.094), "medium": (0.138, 0.148), "large": (0.22, 0.236)}
+SIZES = {"small": (0.09, 0.097), "medium": (0.142, 0.15), "large": (0.228, 0.242)}
 """Diameter of a disc of the lesion's area, as a share of the field of view; the gaps keep the words unambiguous."""
 DRIFT = {"small": 0.11, "medium": 0.08, "large": 0.05}
 """How far the centre may lie from the site, body coordinates: never so far that side or zone is in doubt."""

@@ -55,7 +55,7 @@ def demo(out: Path, device: str, *, as_json: bool) -> ExitCode:
     references = {sample.key: sample.captions[0] for sample in samples}
     shares = attribute_accuracy(predictions, references)
     blind_shares = attribute_accuracy(blind, references)
-    shown = samples[0]
+    shown = next((s for s in samples if "no focal" not in s.captions[0]), samples[0])
     summary = {
         "schema": 1,
         "file": str(Path(str(shown.image)).resolve()),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,14 @@ from grrcoca_cli import __version__
 from grrcoca_cli.config import Recipe, apply_settings, build_recipe, read_recipe, recipe_names
 from grrcoca_cli.console import say
 from grrcoca_cli.errors import UsageError
-from grrcoca_cli.training.checkpoint import FORMAT_VERSION, CheckpointConfig, ImageContract, find_checkpoint
+from grrcoca_cli.training.checkpoint import (
+    FORMAT_VERSION,
+    CheckpointConfig,
+    ImageContract,
+    checkpoint_hash,
+    find_checkpoint,
+    read_config,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -56,47 +65,43 @@ def pretrain(options: Options) -> Path | None:
 
         if not any(path.is_file() for path in find_shards(recipe.data.path)):
             raise UsageError(f"no shard matches {recipe.data.path!r}: give --data.\n{HOW_TO_GET_CC12M}")
-    from grrcoca_cli.commands.datasets import open_data
-
     _check_resume(options.resume)
-    opened = open_data(recipe.data, options.out)
-    tokenizer = _tokenizer(recipe, opened.train, options)
-    model_config = recipe.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
-    recipe = recipe.model_copy(update={"model": model_config})
-    if options.dry_run:
-        _dry_run(recipe, opened)
-        return None
+    with _opened(recipe, options) as opened:
+        tokenizer = _tokenizer(recipe, opened.train, options)
+        model_config = recipe.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
+        recipe = recipe.model_copy(update={"model": model_config})
+        if options.dry_run:
+            _dry_run(recipe, opened)
+            return None
 
-    import torch
+        import torch
 
-    from grrcoca_cli.model.coca import CoCa
-    from grrcoca_cli.training.device import choose_device
+        from grrcoca_cli.model.coca import CoCa
+        from grrcoca_cli.training.device import choose_device
 
-    device = choose_device(options.device)
-    torch.manual_seed(recipe.training.seed)
-    return _run(recipe, options, CoCa(model_config).to(device), tokenizer, opened, device)
+        device = choose_device(options.device)
+        torch.manual_seed(recipe.training.seed)
+        return _run(recipe, options, CoCa(model_config).to(device), tokenizer, opened, device)
 
 
 def finetune(options: Options, checkpoint: Path | None) -> Path | None:
     """Train on from a checkpoint; gives the last checkpoint, or None after a dry run."""
-    from grrcoca_cli.commands.datasets import open_data
-
     _check_resume(options.resume)
     if checkpoint is None:
         raise UsageError("fine-tuning needs --checkpoint: a run folder of `grrcoca pretrain`, or a checkpoint in it")
     start = find_checkpoint(checkpoint)
     recipe = resolve_recipe(options, start)
-    opened = open_data(recipe.data, options.out)
-    if options.dry_run:
-        _dry_run(recipe, opened)
-        return None
+    with _opened(recipe, options) as opened:
+        if options.dry_run:
+            _dry_run(recipe, opened)
+            return None
 
-    from grrcoca_cli.training.checkpoint import load_checkpoint
-    from grrcoca_cli.training.device import choose_device
+        from grrcoca_cli.training.checkpoint import load_checkpoint
+        from grrcoca_cli.training.device import choose_device
 
-    device = choose_device(options.device)
-    loaded = load_checkpoint(start, device)
-    return _run(recipe, options, loaded.model, loaded.tokenizer, opened, device)
+        device = choose_device(options.device)
+        loaded = load_checkpoint(start, device)
+        return _run(recipe, options, loaded.model, loaded.tokenizer, opened, device)
 
 
 def finetune_recipe(dataset: str) -> str:
@@ -121,13 +126,12 @@ def resolve_recipe(options: Options, checkpoint: Path | None = None) -> Recipe:
             data["dataset"] = "shards" if _looks_like_shards(options.data) else "folder"
     tables = apply_settings({**tables, "data": data}, options.settings)
     if checkpoint is not None:
-        from grrcoca_cli.training.checkpoint import read_config
-
         trained = read_config(checkpoint)
         free = {"patch_dropout", "gradient_checkpointing"}
         if bound := sorted(set(tables.get("model", {})) - free):
             raise UsageError(f"model.{bound[0]} comes from the checkpoint when fine-tuning: leave it out")
-        tables = {**tables, "model": trained.model.model_dump() | tables.get("model", {})}
+        training = {**tables.get("training", {}), "start": checkpoint_hash(checkpoint)}
+        tables = {**tables, "model": trained.model.model_dump() | tables.get("model", {}), "training": training}
     return build_recipe(tables, f"recipe {options.recipe}")
 
 
@@ -138,6 +142,15 @@ def _looks_like_shards(path: str) -> bool:
 def _check_resume(resume: str) -> None:
     if resume not in ("auto", "never"):
         raise UsageError(f"--resume {resume}: give auto (continue what --out holds, or start) or never")
+
+
+@contextmanager
+def _opened(recipe: Recipe, options: Options) -> Iterator[OpenedData]:
+    """The recipe's data; what a dry run has to draw goes into a folder that does not stay."""
+    from grrcoca_cli.commands.datasets import open_data
+
+    with tempfile.TemporaryDirectory() as scratch:
+        yield open_data(recipe.data, Path(scratch) if options.dry_run else options.out)
 
 
 def _tokenizer(recipe: Recipe, train: CaptionDataset, options: Options) -> CaptionTokenizer:

@@ -18,7 +18,7 @@ from grrcoca_cli import __version__
 from grrcoca_cli.config import GenerationConfig, ModelConfig, Section
 from grrcoca_cli.console import say
 from grrcoca_cli.errors import CheckpointRefused, UsageError
-from grrcoca_cli.files import new_folder, sha256_of, verify_folder
+from grrcoca_cli.files import MANIFEST, new_folder, verify_folder
 
 if TYPE_CHECKING:
     import torch
@@ -192,8 +192,9 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def checkpoint_hash(folder: Path) -> str:
-    """Short hash of a checkpoint's weights, for naming the model in results."""
-    return sha256_of(folder / WEIGHTS)[:12]
+    """Short hash of a verified checkpoint's weights, for naming the model in results; taken from its manifest."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return str(manifest["files"][WEIGHTS]["sha256"])[:12]
 
 
 def count_parameters(folder: Path) -> int:

@@ -168,6 +168,18 @@ def test_dry_run_counts_overlaps(phantom_shards: Path, tmp_path: Path) -> None:
     assert json.loads(out)["train"] + json.loads(out)["validation"] == 48
     assert "also in training" in err
     assert not (tmp_path / "x").exists()
+    words = ["--recipe", "demo", "--out", tmp_path / "x", "--dry-run", "--set", "data.phantoms=20"]
+    code, out, _ = run("pretrain", *words)
+    assert (code, json.loads(out)["train"]) == (0, 20)
+    assert not (tmp_path / "x").exists()
+
+
+def test_finetuning_goes_on_from_no_other_weights(tiny_run: Path, phantom_studies: Path, tmp_path: Path) -> None:
+    words = ["--dataset", "folder", "--data", phantom_studies, "--out", tmp_path / "a"]
+    assert finetune(*words, "--checkpoint", tiny_run)[0] == 0
+    code, _, err = finetune(*words, "--checkpoint", tmp_path / "a")
+    assert code == 2
+    assert "training.start" in err
 
 
 def test_real_pictures_learn(shared_data: Path, tmp_path: Path) -> None:
