@@ -25,8 +25,8 @@ MODEL = (
 
 
 def commands() -> list[list[str]]:
-    blocks = re.findall(r"^```\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if line.startswith("grrcoca ")]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for kind, block in blocks if not kind for line in block.splitlines() if line.startswith("grrcoca ")]
     return [shlex.split(line, comments=True)[1:] for line in lines]
 
 

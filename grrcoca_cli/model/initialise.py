@@ -1,9 +1,12 @@
 """The one place where weights get their first values."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 INITIAL_TEMPERATURE = 0.07
 EMBEDDING_STD = 0.02
@@ -42,3 +45,19 @@ def _depth(names: list[str], tower: str) -> int:
     """How many blocks a tower has: its parameters are named tower.stack.index.…"""
     blocks = {tuple(name.split(".")[:3]) for name in names if name.startswith(tower)}
     return sum(part[-1].isdigit() for part in blocks if len(part) == 3)
+
+
+class WithoutFirstValues(TorchFunctionMode):
+    """While active, nothing is initialised: for a model whose weights are loaded next.
+
+    On the ``meta`` device alone, torch would still import its compiler to draw random numbers there: a second.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Pass over initialisers; run everything else."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init" or func is Tensor.normal_:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

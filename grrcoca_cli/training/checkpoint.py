@@ -103,10 +103,11 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
 
     from grrcoca_cli.data.tokenizer import CaptionTokenizer
     from grrcoca_cli.model.coca import CoCa
+    from grrcoca_cli.model.initialise import WithoutFirstValues
 
     verify_folder(folder)
     config = read_config(folder)
-    with torch.device("meta"):  # no time for first values that are replaced at once
+    with torch.device("meta"), WithoutFirstValues():
         model = CoCa(config.model)
     _load_tensors(model, folder / WEIGHTS)
     return Checkpoint(folder, config, model.to(device).eval(), CaptionTokenizer.load(folder / TOKENIZER))

@@ -13,7 +13,6 @@ from grrcoca_cli.captioner import Captioner
 from grrcoca_cli.cli import app
 from grrcoca_cli.commands.datasets import open_split
 from grrcoca_cli.config import DataConfig
-from grrcoca_cli.data.images import fit_image, normalize
 from grrcoca_cli.model.losses import contrastive_loss
 
 METRICS = [
@@ -64,7 +63,7 @@ def test_losses_are_summed_before_they_are_divided(tiny_run: Path, phantom_studi
     images, texts = [], []
     for index in range(len(dataset)):
         sample = dataset[index]
-        picture = normalize(fit_image(captioner.read(sample.image), 32).unsqueeze(0), (0.5,) * 3, (0.5,) * 3)
+        picture = captioner.prepare([captioner.read(sample.image)])
         tokens = torch.tensor([tokenizer.encode(sample.captions[0], 40)])
         with torch.inference_mode():
             output = model(picture, tokens, 0)
