@@ -29,8 +29,8 @@ def model(variant: str = "grr-coca", seed: int = 0, **settings: object) -> CoCa:
     )
     built = CoCa(config).eval()
     with torch.no_grad():  # far from uniform, and ready to end: otherwise every caption runs to its limit
-        built.text_decoder.head.weight.mul_(60)
-        built.text_decoder.head.weight[SPECIAL.eos] *= 1.3
+        built.text_decoder.head.weight.mul_(15)
+        built.text_decoder.head.weight[SPECIAL.eos] *= 1.6
     return built
 
 
