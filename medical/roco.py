@@ -1,4 +1,4 @@
-"""ROCO, radiology figures with their captions: the 2018 repository, its Kaggle copy, and ROCOv2 as on Zenodo.
+"""ROCO, radiology figures with their captions: the 2018 repository, its Kaggle copy, ROCOv2 as on Zenodo, the Hub's.
 
 Which of them a folder holds is found by looking. Pelka et al., "Radiology Objects in COntext (ROCO)", LABELS 2018;
 Rückert et al., "ROCOv2", Scientific Data 2024, doi 10.1038/s41597-024-03496-6.
@@ -13,6 +13,7 @@ from pathlib import Path
 from grrcoca_cli.data.base import ListDataset, Sample
 from grrcoca_cli.data.captions import clean_caption
 from grrcoca_cli.errors import UsageError
+from medical.roco_parquet import ParquetDataset, find_parquet, open_parquet
 
 SPLITS = {
     "train": ("train",),
@@ -33,14 +34,15 @@ Row = tuple[str, str, str]
 """One line of a caption file: id, the picture's name, the caption as written."""
 
 
-def open_roco(root: Path, split: str, *, kind: str = "radiology") -> ListDataset:
+def open_roco(root: Path, split: str, *, kind: str = "radiology") -> ListDataset | ParquetDataset:
     """The rows of one split that have a picture and a caption; no picture is opened yet.
 
     Args:
         root: Of ROCO, the folder that holds ``data`` (or ``all_data``, as on Kaggle), or that folder itself; of ROCOv2,
-            the folder of ``train_captions.csv``.
+            the folder of ``train_captions.csv``; of the Hub's copies, the folder of ``train-00000-of-….parquet`` or
+            the one above its ``data``.
         split: ``train``, ``validation`` (also ``valid`` or ``val``) or ``test``.
-        kind: ``radiology``, ``non-radiology`` or ``both``; ROCOv2 is radiology alone.
+        kind: ``radiology``, ``non-radiology`` or ``both``; ROCOv2 and the Hub's copies are radiology alone.
 
     Returns:
         Samples by ROCO id, in the file's order. ``fields`` holds what the folder gives: ``article`` (PMC id),
@@ -59,11 +61,14 @@ def open_roco(root: Path, split: str, *, kind: str = "radiology") -> ListDataset
         raise UsageError(f"no folder {root}. {HOW_TO_GET}")
     samples: dict[str, Sample] = {}
     skipped: Counter[str] = Counter()
-    if captions := _first_file(root, [f"{name}_captions.csv" for name in names]):
-        if kind == "non-radiology":
-            raise UsageError(f"{root} holds ROCOv2, which has no non-radiology part; use kind radiology")
+    captions, parquet = _first_file(root, [f"{name}_captions.csv" for name in names]), find_parquet(root, names)
+    if (captions or parquet) and kind == "non-radiology":
+        raise UsageError(f"{root} holds ROCOv2 or a copy of the Hub, which have no non-radiology part; use radiology")
+    if captions:
         _read_v2(captions, samples, skipped)
         return ListDataset(list(samples.values()), skipped)
+    if parquet:
+        return open_parquet(parquet)
     for part in KINDS[kind]:
         _read_v1(_v1_folder(root, names, part), samples, skipped)
     return ListDataset(list(samples.values()), skipped)
@@ -77,8 +82,8 @@ def _v1_folder(root: Path, names: tuple[str, ...], part: str) -> Path:
     found = ", ".join(sorted(path.name for path in root.iterdir())[:12]) or "nothing"
     raise UsageError(
         f"{root} has neither {' or '.join(f'{name}/{part}' for name in names)} (looked in it, in data and in all_data) "
-        f"as ROCO has, nor {' or '.join(f'{name}_captions.csv' for name in names)} as ROCOv2 has; it holds: {found}. "
-        f"{HOW_TO_GET}"
+        f"as ROCO has, nor {' or '.join(f'{name}_captions.csv' for name in names)} as ROCOv2 has, nor "
+        f"{names[0]}-*.parquet as the Hub has; it holds: {found}. {HOW_TO_GET}"
     )
 
 

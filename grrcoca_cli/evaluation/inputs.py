@@ -51,19 +51,43 @@ def read_predictions(path: Path, *, notes: list[str] | None = None) -> dict[str,
     return predictions
 
 
-def read_references(path: Path) -> dict[str, list[str]]:
-    """References by image id; several rows of an image are several references, in the file's order.
+def read_references(*paths: Path) -> dict[str, list[str]]:
+    """References by image id; several rows of an image, and several files, are several references, in their order.
+
+    Raises:
+        UsageError: A fault of a file, with its line; plain text files that differ in length.
+    """
+    references: defaultdict[str, list[str]] = defaultdict(list)
+    lines: dict[Path, int] = {}
+    for path in paths:
+        rows = read_rows(path)
+        if path.suffix.lower() == ".txt":
+            lines[path] = len(rows)
+        for row in rows:
+            image, captions = _entry(row, _REFERENCE_COLUMNS)
+            references[image] += captions
+    if len(set(lines.values())) > 1:
+        counted = ", ".join(f"{path} has {count}" for path, count in lines.items())
+        raise UsageError(f"plain text files are matched line by line, and {counted} lines; give files of equal length")
+    if not references:
+        raise UsageError(f"{paths[0]}: there are no captions in it; give a file with references")
+    return dict(references)
+
+
+def read_columns(path: Path) -> dict[str, dict[str, str]]:
+    """The other columns of a file of references by image id (modality, patient), for groups and clusters.
+
+    Of several rows of an image the first counts.
 
     Raises:
         UsageError: A fault of the file, with its line.
     """
-    references: defaultdict[str, list[str]] = defaultdict(list)
+    columns: dict[str, dict[str, str]] = {}
     for row in read_rows(path):
-        image, captions = _entry(row, _REFERENCE_COLUMNS)
-        references[image] += captions
-    if not references:
-        raise UsageError(f"{path}: there are no captions in it; give a file with references")
-    return dict(references)
+        image, _ = _entry(row, _REFERENCE_COLUMNS)
+        others = {name: str(value) for name, value in row.fields.items() if isinstance(value, str | int | float)}
+        columns.setdefault(image, others)
+    return columns
 
 
 def align(

@@ -1,4 +1,4 @@
-"""Rows of a caption file, whatever its form: COCO's JSON, JSON Lines, CSV, TSV, or a JSON object by image id."""
+"""Rows of a caption file of any form: COCO's JSON, JSON Lines, CSV, TSV, a JSON object by image id, plain text."""
 
 import csv
 import io
@@ -16,8 +16,8 @@ TEXT_COLUMNS = ("caption", "captions", "text", "prediction", "reference", "refer
 """Columns that may hold a caption or a list of them; case does not matter."""
 
 FORMS = (
-    'COCO JSON ([{"image_id": 1, "caption": "…"}]), {"1": "…"}, JSON Lines, or a CSV or TSV with a header such as '
-    "file,caption"
+    'COCO JSON ([{"image_id": 1, "caption": "…"}]), {"1": "…"}, JSON Lines, a CSV or TSV with a header such as '
+    "file,caption, or plain text named .txt with a caption a line"
 )
 
 
@@ -35,9 +35,10 @@ class Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Every row of the file; blank lines are no rows.
+    """Every row of the file; blank lines are no rows, but in plain text an empty caption.
 
-    The form follows from the content, but that ``.csv`` and ``.tsv`` files are always tables.
+    The form follows from the content, but that ``.csv`` and ``.tsv`` files are always tables, and a ``.txt`` file
+    whose first line is not JSON holds a caption a line; the line's number from 1 is then the image's id.
 
     Raises:
         UsageError: The file is absent, unreadable, empty, not UTF-8 text, of another form or malformed.
@@ -45,6 +46,8 @@ def read_rows(path: Path) -> list[Row]:
     text = _read_text(path)
     if path.suffix.lower() in (".csv", ".tsv"):
         return list(_table_rows(path, text))
+    if path.suffix.lower() == ".txt" and not _is_json(text.lstrip().split("\n", 1)[0]):
+        return list(_plain_rows(path, text))
     if text.lstrip()[0] not in "[{":
         raise UsageError(f"{path}: the form of this file is not known; give {FORMS}")
     try:
@@ -134,6 +137,18 @@ def _table_rows(path: Path, text: str) -> Iterator[Row]:
             yield Row(place, dict(zip(columns, values, strict=True)))
     except csv.Error as error:
         raise UsageError(f"{path}: line {reader.line_num}: not valid CSV ({error}); write the file again") from error
+
+
+def _plain_rows(path: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
+        yield Row(f"{path}: line {number}", {"id": number, "caption": line.removesuffix("\r")})
+
+
+def _is_json(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict | list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _row(place: str, value: object) -> Row:

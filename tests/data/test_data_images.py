@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from grrcoca_cli.data.images import augment_picture, fit_image, normalize, read_picture
+from grrcoca_cli.data.images import augment_picture, fit_image, normalize
+from grrcoca_cli.data.pictures import read_picture
 from grrcoca_cli.errors import NotAnImage, UnreadableImage
 
 RANDOM = np.random.default_rng(0)
@@ -213,3 +214,14 @@ def test_augmentation_depends_on_its_seed_alone_and_never_mirrors(seed: int, siz
 def test_augmentations_differ_by_seed() -> None:
     image = torch.rand(3, 32, 32)
     assert not torch.equal(augment_picture(image, 1), augment_picture(image, 2))
+
+
+def test_pictures_are_mirrored_or_turned_only_where_asked_for() -> None:
+    image = torch.zeros(3, 32, 32)
+    image[:, :, :16] = 1  # the left half
+    brighter_left = [augment_picture(image, seed)[:, :, :10].mean() > 0.5 for seed in range(40)]
+    assert all(brighter_left)
+    mirrored = sum(bool(augment_picture(image, seed, flip=True)[:, :, :10].mean() < 0.5) for seed in range(40))
+    assert 8 < mirrored < 32
+    turned = sum(bool(augment_picture(image, seed, quarter_turns=True)[:, :10].mean() > 0.9) for seed in range(40))
+    assert 2 < turned < 20

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grrcoca_cli.errors import UsageError
-from grrcoca_cli.evaluation import align, read_predictions, read_references
+from grrcoca_cli.evaluation import align, read_columns, read_predictions, read_references
 
 COCO_RESULTS = '[{"image_id": 1, "caption": "left lung"}, {"image_id": 2, "caption": "Ärm"}]'
 Write = Callable[[str, str | bytes], Path]
@@ -118,7 +118,7 @@ def test_the_same_prediction_twice_is_noted_and_a_different_one_refused(write: W
         ("p.json", "[]", "no captions in it"),
         ("p.json", "{}", "no captions in it"),
         ("p.json", "[" * 100_000, "cannot be read as JSON"),
-        ("p.txt", "a chest\n", "the form of this file is not known"),
+        ("p.md", "a chest\n", "the form of this file is not known"),
         ("p.json", "", "the file is empty"),
         ("p.csv", "\ufeff \n", "the file is empty"),
         ("p.csv", b"\x89PNG\r\n\x1a\n", "not UTF-8 text"),
@@ -199,3 +199,27 @@ def test_ambiguous_file_names_are_refused() -> None:
         align({"x/a.png": "p", "y/a.png": "q"}, {"a": ["1"]})
     with pytest.raises(UsageError, match="fit one reference, 'a'"):
         align({"a": "p", "y/a.png": "q"}, {"a": ["1"]})
+
+
+def test_plain_text_is_matched_line_by_line(write: Write) -> None:
+    predictions = read_predictions(write("p.txt", "left lung\r\n\n[arrow] Ärm\n"))
+    assert predictions == {"1": "left lung", "2": "", "3": "[arrow] Ärm"}
+    first, second = write("r1.txt", "a\nb\nc\n"), write("r2.txt", "d\n\nf")
+    assert read_references(first, second) == {"1": ["a", "d"], "2": ["b", ""], "3": ["c", "f"]}
+    with pytest.raises(UsageError, match=r"r1\.txt has 3, .*short\.txt has 2 lines"):
+        read_references(first, write("short.txt", "a\nb\n"))
+    assert read_predictions(write("json.txt", '{"id": 7, "caption": "x"}\n')) == {"7": "x"}
+
+
+def test_the_plain_text_example_of_another_tool(shared_data: Path) -> None:
+    folder = shared_data / "caption-eval" / "nlgeval_example"
+    references = read_references(folder / "ref1.txt", folder / "ref2.txt")
+    assert read_predictions(folder / "hyp.txt").keys() == references.keys() == {"1", "2"}
+    assert all(len(captions) == 2 for captions in references.values())
+
+
+def test_other_columns_are_kept_for_groups(write: Write) -> None:
+    path = write("r.csv", "id,caption,Modality,patient\n1,a,CT,p\n1,b,MR,q\n2,c,,p\n")
+    columns = read_columns(path)
+    assert columns["1"]["modality"] == "CT"
+    assert (columns["2"]["modality"], columns["2"]["patient"]) == ("", "p")

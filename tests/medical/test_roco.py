@@ -1,10 +1,12 @@
 """ROCO in its three layouts, with the blemishes of the real text files."""
 
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
 
+from grrcoca_cli.data.pictures import read_picture
 from grrcoca_cli.errors import UsageError
 from medical.roco import open_roco
 
@@ -139,3 +141,61 @@ def test_the_real_text_files_are_counted_row_by_row(shared_data, tmp_path):
     for sample, line in zip(roco, lines, strict=True):
         assert sample.captions[0] == " ".join(line.split("\t", 1)[1].split())
         assert sample.fields["article"].startswith("PMC")
+
+
+def write_parquet(path: Path, rows: list[dict[str, object]], group: int = 2) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=group)
+
+
+def hub_row(key: str, caption: str | None, picture: bytes | None = JPEG, cui: list[str] | None = None) -> dict:
+    return {"image": {"bytes": picture, "path": None}, "image_id": key, "caption": caption, "cui": cui}
+
+
+@pytest.mark.parametrize("folder", ["data", "."])
+def test_the_hubs_parquet(tmp_path, folder):
+    rows = [
+        hub_row("a", " Left\u00a0lung.\n", JPEG + b"a", ["C1", "C2"]),
+        hub_row("b", "", JPEG),
+        hub_row("c", "no picture", None),
+        hub_row("a", "again"),
+        hub_row("d", "the last", JPEG + b"d", ["nan"]),
+    ]
+    write_parquet(tmp_path / folder / "validation-00000-of-00002.parquet", rows)
+    write_parquet(tmp_path / folder / "validation-00001-of-00002.parquet", [hub_row("e", "other file", JPEG + b"e")])
+    roco = open_roco(tmp_path, "valid")
+    assert [(roco.key(i), roco[i].image, roco[i].captions) for i in range(3)] == [
+        ("a", JPEG + b"a", ("Left lung.",)),
+        ("d", JPEG + b"d", ("the last",)),
+        ("e", JPEG + b"e", ("other file",)),
+    ]
+    assert roco.skipped == {"empty caption": 1, "no picture": 1, "repeated id": 1}
+    assert [roco.peek(i).fields for i in range(3)] == [{"cuis": "C1;C2"}, {}, {}]
+    assert pickle.loads(pickle.dumps(roco))[1].image == JPEG + b"d"
+    with pytest.raises(UsageError, match="non-radiology"):
+        open_roco(tmp_path, "valid", kind="non-radiology")
+
+
+def test_parquet_that_is_not_roco(tmp_path):
+    write_parquet(tmp_path / "train-0.parquet", [{"image": b"x", "caption": "y"}])
+    with pytest.raises(UsageError, match=r"no column 'image.bytes'.*image, caption"):
+        open_roco(tmp_path, "train")
+    (tmp_path / "train-0.parquet").write_bytes(b"PAR1 cut")
+    with pytest.raises(UsageError, match="not a sound parquet"):
+        open_roco(tmp_path, "train")
+
+
+def test_parquet_without_pyarrow(tmp_path, monkeypatch):
+    (tmp_path / "train-0.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match=r"grrcoca\[parquet\]"):
+        open_roco(tmp_path, "train")
+
+
+@pytest.mark.parametrize(("copy", "count"), [("hf_roco", 2), ("hf_rocov2", 5)])
+def test_the_hubs_real_copies(shared_data, copy, count):
+    roco = open_roco(shared_data / "roco-images-mini" / copy, "train")
+    assert len(roco) == count
+    assert all(read_picture(roco[index].image).shape[0] in (1, 3) for index in range(count))

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from medical.transforms import radiology_augmentation
+from grrcoca_cli.config import build_recipe
+from grrcoca_cli.errors import UsageError
+from medical.transforms import jitter_window, radiology_augmentation
 
 SIZE = 64
 
@@ -65,3 +67,24 @@ def test_left_stays_left_and_moves_are_as_small_as_stated(image):
 def test_a_black_picture_gets_noise_alone(image):
     noise = radiology_augmentation(torch.zeros(3, SIZE, SIZE), 1)
     assert 0 < noise.max() < 0.06  # six standard deviations
+
+
+def test_the_window_jitter_is_a_window(image):
+    ramp = torch.linspace(0, 1, SIZE).expand(1, SIZE, SIZE)
+    for seed in range(20):
+        moved = jitter_window(ramp, seed)
+        assert moved[..., 0].eq(0).all()  # air stays black, metal white
+        assert moved[..., -1].eq(1).all()
+        assert moved.diff(dim=-1).ge(0).all()
+        assert (moved - ramp).abs().max() <= 0.05 / 0.9 + 0.1 / 0.9 + 1e-6
+    assert not torch.equal(jitter_window(ramp, 0), jitter_window(ramp, 1))
+
+
+@pytest.mark.parametrize("name", ["flip", "quarter_turns"])
+def test_a_recipe_that_would_make_captions_false_is_refused(name):
+    for radiology in ({"dataset": "roco"}, {"dataset": "phantoms"}, {"dataset": "folder", "augment": "radiology"}):
+        with pytest.raises(UsageError, match=rf"data\.{name} is refused on radiology.*left or right"):
+            build_recipe({"data": {name: True, **radiology}}, "a recipe")
+    with pytest.raises(UsageError, match=r"needs data\.augment"):
+        build_recipe({"data": {name: True, "dataset": "shards"}}, "a recipe")
+    assert build_recipe({"data": {name: True, "dataset": "shards", "augment": "picture"}}, "a recipe")

@@ -1,0 +1,105 @@
+"""METEOR and the official tokenizer, by choice: pycocoevalcap's Java programs, each run with a time limit.
+
+The one place that looks into pycocoevalcap. Its own wrappers are not used: they write next to the package, wait without
+end after a Java exception, and print decimal commas where the locale has them.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from grrcoca_cli.errors import UsageError
+from grrcoca_cli.evaluation.tokenize import PUNCTUATION, one_line
+
+_LOCALE = ("-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8")
+_METEOR = "meteor/meteor-1.5.jar"
+_TOKENIZER = "tokenizer/stanford-corenlp-3.4.1.jar"
+
+_NEUTRAL = "zzz"
+"""Stands between captions: the tokenizer looks ahead, and so the next caption's first word would change a token."""
+
+Tokens = Sequence[str]
+
+
+def meteor(
+    candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]], *, timeout: float = 600.0
+) -> tuple[float, list[float]]:
+    """METEOR 1.5 (Denkowski and Lavie, 2014) in [0, 1], of the corpus and of each image.
+
+    Args:
+        candidates: Tokens of each image's caption.
+        references: Tokens of each image's references.
+        timeout: Seconds that Java may take for each of its two passes.
+
+    Raises:
+        UsageError: There is no Java, or it fails or takes too long; with what it said.
+    """
+    if not candidates:
+        raise UsageError("METEOR of no captions is not defined")
+    lines = [
+        " ||| ".join(["SCORE", *(_words(tokens) for tokens in own), _words(caption)])
+        for caption, own in zip(candidates, references, strict=True)
+    ]
+    command = ["-Xmx2G", "-jar", str(_jar(_METEOR)), "-", "-", "-stdio", "-l", "en", "-norm"]
+    # Two passes: a program that is asked and answers in turns can wait for ever
+    statistics = _run(command, lines, timeout, expected=len(lines))
+    scores = _run(command, [" ||| ".join(["EVAL", *statistics])], timeout, expected=len(lines) + 1)
+    *per_image, corpus = map(float, scores)
+    return corpus, per_image
+
+
+def java_tokens(captions: Sequence[str], *, timeout: float = 600.0) -> list[list[str]]:
+    """Tokens of pycocoevalcap's own tokenizer, each caption as if it stood alone.
+
+    Raises:
+        UsageError: As `meteor`.
+    """
+    lines = [line for caption in captions for line in (one_line(caption), _NEUTRAL)]
+    command = [
+        *("-cp", str(_jar(_TOKENIZER)), "edu.stanford.nlp.process.PTBTokenizer"),
+        *("-preserveLines", "-lowerCase", "-encoding", "UTF-8"),
+    ]
+    found = _run(command, lines, timeout, expected=len(lines))
+    return [[token for token in line.split(" ") if token and token not in PUNCTUATION] for line in found[::2]]
+
+
+def _words(tokens: Tokens) -> str:
+    return " ".join(tokens).replace("|||", "")
+
+
+def _jar(name: str) -> Path:
+    package = find_spec("pycocoevalcap")
+    folder = next(iter(package.submodule_search_locations or ()), None) if package else None
+    if folder is None or not (path := Path(folder) / name).is_file():
+        raise UsageError("pycocoevalcap is not whole: pip install --force-reinstall pycocoevalcap")
+    return path
+
+
+def _run(arguments: Sequence[str], lines: Sequence[str], timeout: float, *, expected: int) -> list[str]:
+    """Standard output of a Java program, line by line."""
+    java = shutil.which("java")
+    if java is None:
+        raise UsageError(
+            "METEOR and the Java tokenizer need a Java runtime, and no java is on the PATH: install one (on Debian: "
+            "apt-get install default-jre-headless), or leave eval.meteor and eval.verify_java off"
+        )
+    try:
+        done = subprocess.run(
+            [java, *_LOCALE, *arguments],
+            input="".join(line + "\n" for line in lines).encode(),
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise UsageError(f"Java did not finish within {timeout:g} s and was stopped: give it fewer captions") from None
+    found = done.stdout.decode(errors="replace").split("\n")[:-1]
+    if done.returncode or len(found) != expected:
+        said = done.stderr.decode(errors="replace").strip().splitlines()[-3:]
+        raise UsageError(
+            f"Java ended with {done.returncode} after {len(found)} of {expected} lines"
+            + (f"; it said: {' / '.join(said)}" if said else "")
+        )
+    return found
