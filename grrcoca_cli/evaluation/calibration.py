@@ -46,7 +46,7 @@ def expected_calibration_error(confidence: Floats, correct: NDArray[np.bool_], b
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Rank correlation in [-1, 1], ties at their mean rank; None where it is not defined (a constant, under 2 pairs)."""
+    """Rank correlation in [-1, 1], ties at their mean rank; None for a constant or fewer than two pairs."""
     if len(x) < 2:
         return None
     from scipy.stats import rankdata

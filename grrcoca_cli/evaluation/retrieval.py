@@ -1,4 +1,4 @@
-"""Retrieval within a fixed gallery: how high the right caption stands for an image, and the right image for a caption."""
+"""Retrieval within a fixed gallery: how high the right caption stands for an image, and an image for its caption."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass

@@ -36,7 +36,7 @@ def test_spearman_is_scipys() -> None:
 
 
 def test_diversity_by_hand() -> None:
-    predictions = {"1": "a b a b a b".split(), "2": ["a", "b"], "3": [], "4": ["a", "b"]}
+    predictions = {"1": ["a", "b", "a", "b", "a", "b"], "2": ["a", "b"], "3": [], "4": ["a", "b"]}
     references = {image: [["x", "y", "z"], ["x"]] for image in predictions}
     found = diversity(predictions, references, training=[("a", "b")])
     assert found == pytest.approx(
@@ -52,5 +52,5 @@ def test_diversity_by_hand() -> None:
             "copied": 0.5,
         }
     )
-    assert diversity({"1": "a b c d a b c d".split()}, {"1": [["x"]]})["repeated4"] == 1
+    assert diversity({"1": ["a", "b", "c", "d", "a", "b", "c", "d"]}, {"1": [["x"]]})["repeated4"] == 1
     assert diversity({"1": []}, {"1": []})["length_ratio"] == 0
