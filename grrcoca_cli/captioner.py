@@ -77,16 +77,23 @@ class Captioner:
         self, pixels: Sequence[Pixels], settings: GenerationConfig | None = None, *, seed_offset: int = 0
     ) -> list[list[Caption]]:
         """Captions of each picture (C, H, W) in [0, 1], best first; ``seed_offset`` varies the sampling by batch."""
-        settings = settings or self.checkpoint.config.generation
-        tokenizer = self.checkpoint.tokenizer
-        special = SpecialTokens(tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
-        generator = torch.Generator(self.device).manual_seed(settings.seed + seed_offset)
         with (
             explain_out_of_memory(f"{len(pixels)} pictures at once"),
             torch.inference_mode(),
             autocast(self.device, "auto"),
         ):
             memory, _ = self.checkpoint.model.encode_image(self.prepare(pixels))
+        return self.caption_memory(memory, settings, seed_offset=seed_offset)
+
+    def caption_memory(
+        self, memory: Tensor, settings: GenerationConfig | None = None, *, seed_offset: int = 0
+    ) -> list[list[Caption]]:
+        """`caption_pixels` for pictures that are encoded already: ``memory`` (B, Q, Dm) of `CoCa.encode_image`."""
+        settings = settings or self.checkpoint.config.generation
+        tokenizer = self.checkpoint.tokenizer
+        special = SpecialTokens(tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
+        generator = torch.Generator(self.device).manual_seed(settings.seed + seed_offset)
+        with explain_out_of_memory(f"captions of {len(memory)} pictures at once"), autocast(self.device, "auto"):
             found = generate(self.checkpoint.model, memory, special, settings, generator)
         return [
             [Caption(clean_caption(tokenizer.decode(c.tokens)), sum(c.logprobs) / len(c.logprobs)) for c in captions]

@@ -166,11 +166,25 @@ def evaluate(
     data: Annotated[str, typer.Option(help="Where the data set lies.")] = "",
     split: Annotated[str, typer.Option(help="Split to measure on; 'all' for the whole set.")] = "test",
     predictions: Annotated[Path | None, typer.Option(help="Score these captions instead.", show_default=False)] = None,
-    references: Annotated[Path | None, typer.Option(help="Their references.", show_default=False)] = None,
+    references: Annotated[
+        list[Path] | None,
+        typer.Option(help="Their references; repeatable.", show_default=False),
+    ] = None,
     missing: Annotated[
         str, typer.Option(help="References without prediction: error, or zero (count as empty).")
     ] = "error",
+    compare: Annotated[
+        Path | None, typer.Option(help="Other captions of the same images: paired differences.", show_default=False)
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report there.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Keep the captions, as JSON Lines.", show_default=False)] = None,
+    per_image: Annotated[
+        Path | None, typer.Option(help="Keep a row an image (.csv or .jsonl).", show_default=False)
+    ] = None,
+    idf: Annotated[Path | None, typer.Option(help="CIDEr-D's document frequencies.", show_default=False)] = None,
+    save_idf: Annotated[
+        Path | None, typer.Option(help="Keep the references' document frequencies.", show_default=False)
+    ] = None,
     set_: Settings = None,
     device: Device = "auto",
     json: Json = False,
@@ -180,7 +194,24 @@ def evaluate(
     from grrcoca_cli.commands.evaluate import evaluate as run
 
     return run(
-        Options(checkpoint, dataset, data, split, predictions, references, missing, out, set_ or (), device, json)
+        Options(
+            checkpoint=checkpoint,
+            dataset=dataset,
+            data=data,
+            split=split,
+            predictions=predictions,
+            references=references or (),
+            missing=missing,
+            compare=compare,
+            idf=idf,
+            save_idf=save_idf,
+            out=out,
+            per_image=per_image,
+            report=report,
+            settings=set_ or (),
+            device=device,
+            as_json=json,
+        )
     )
 
 

@@ -146,15 +146,19 @@ class DataConfig(Section):
         split: The training split's name, where the set has splits.
         validation_split: Its validation split; where it has none, ``validation_fraction`` is cut off by hash.
         group_column: Field whose equal values stay on one side of that cut (patient, study, article).
+        roco_kind: Pictures of ROCO that are used: ``radiology``, ``non-radiology`` or ``both``.
         phantoms: Count of synthetic studies to draw.
         tokenizer: A ``tokenizer.json`` to use; where empty, one is trained on the training captions.
         fit: ``letterbox`` keeps the aspect between black bars, ``squash`` does not.
         mean, std: Normalisation of pixels in [0, 1].
         window: Intensity contract for DICOM: ``auto`` (the file's first window, else percentiles), a CT preset's
             name or ``CENTRE/WIDTH``.
-        augment: ``none``, ``picture`` (crops) or ``radiology`` (small turns, shifts, gamma and noise; no flips).
+        augment: ``none``, ``picture`` (crops) or ``radiology`` (small turns, shifts, window, gamma and noise).
+        flip, quarter_turns: With ``augment = "picture"``, mirror or turn pictures at random; refused on radiology.
         workers: Reading processes beside the training process.
         in_memory: Keep every fitted picture in memory after its first reading; for small sets, without workers.
+        cache: A folder for decoded pictures at the model's size, shared by runs; for pictures that are slow to decode.
+        cache_gb: Most gigabytes it may hold; 24 hold 80,000 grey pictures of 384 px.
         max_bad_fraction: Stop with exit code 4 above this share of unreadable samples, once 1,000 were seen.
     """
 
@@ -164,6 +168,7 @@ class DataConfig(Section):
     validation_split: str = "valid"
     validation_fraction: float = Field(default=0.02, ge=0, lt=1)
     group_column: str | None = None
+    roco_kind: Literal["radiology", "non-radiology", "both"] = "radiology"
     phantoms: int = Field(default=6000, ge=1)
     tokenizer: str = ""
     fit: Literal["letterbox", "squash"] = "letterbox"
@@ -171,9 +176,26 @@ class DataConfig(Section):
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     window: str = "auto"
     augment: Literal["none", "picture", "radiology"] = "none"
+    flip: bool = False
+    quarter_turns: bool = False
     workers: int = Field(default=0, ge=0)
     in_memory: bool = False
+    cache: str = ""
+    cache_gb: float = Field(default=50.0, gt=0)
     max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _captions_stay_true(self) -> Self:
+        if not (self.flip or self.quarter_turns):
+            return self
+        asked = "flip" if self.flip else "quarter_turns"
+        if self.dataset in ("roco", "phantoms") or self.augment == "radiology":
+            raise ValueError(
+                f"data.{asked} is refused on radiology data: it makes captions false (31 % of ROCO's say left or right)"
+            )
+        if self.augment != "picture":
+            raise ValueError(f'data.{asked} needs data.augment = "picture"')
+        return self
 
 
 class TrainingConfig(Section):
@@ -226,15 +248,31 @@ class TrainingConfig(Section):
 
 
 class EvalConfig(Section):
-    """How losses are measured.
+    """How losses are measured and captions are scored.
 
     Attributes:
         batch_size: Pairs that compete in the contrastive loss (chance is its natural logarithm).
         limit: Most validation samples an evaluation inside the loop reads; 0 means all.
+        tokenizer: Of the caption scores: ``coco`` (pycocoevalcap's), ``coco-nobrackets``, ``imageclef`` or
+            ``whitespace``.
+        group_by: Field of the samples, or column of the references, that gives the report its groups; ``modality``
+            where there is no such field is read out of the references.
+        cluster_by: Field or column whose equal values are resampled together (patient, study, article).
+        resamples: Of the bootstrap; 0 gives no intervals.
+        meteor: Compute METEOR as well; needs Java.
+        verify_java: Recompute with the Java tokenizer and show the captions whose tokens differ.
+        seed: Of resampling and of the random-caption floor.
     """
 
     batch_size: int = Field(default=64, ge=2)
     limit: int = Field(default=2048, ge=0)
+    tokenizer: Literal["coco", "coco-nobrackets", "imageclef", "whitespace"] = "coco"
+    group_by: str = ""
+    cluster_by: str = ""
+    resamples: int = Field(default=1000, ge=0, le=100_000)
+    meteor: bool = False
+    verify_java: bool = False
+    seed: int = Field(default=0, ge=0)
 
 
 class GenerationConfig(Section):

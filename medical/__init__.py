@@ -7,28 +7,40 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from medical.image import Description, RadiologyImage, read_image, read_pixels
-    from medical.intensity import WindowUsed
+    from medical.guard import GuardedReader, guarded_map, read_images
+    from medical.image import Description, RadiologyImage, read_frames, read_image, read_pixels
+    from medical.monai_reader import RadiologyReader
     from medical.roco import open_roco
     from medical.transforms import radiology_augmentation
+    from medical.windows import WindowUsed
 
 __all__ = [
     "Description",
+    "GuardedReader",
     "RadiologyImage",
+    "RadiologyReader",
     "WindowUsed",
+    "guarded_map",
     "open_roco",
     "radiology_augmentation",
+    "read_frames",
     "read_image",
+    "read_images",
     "read_pixels",
 ]
 
 _HOMES = {
     "Description": "medical.image",
+    "GuardedReader": "medical.guard",
     "RadiologyImage": "medical.image",
-    "WindowUsed": "medical.intensity",
+    "RadiologyReader": "medical.monai_reader",
+    "WindowUsed": "medical.windows",
+    "guarded_map": "medical.guard",
     "open_roco": "medical.roco",
     "radiology_augmentation": "medical.transforms",
+    "read_frames": "medical.image",
     "read_image": "medical.image",
+    "read_images": "medical.guard",
     "read_pixels": "medical.image",
 }
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from grrcoca_cli.errors import UnreadableImage
 from medical.elements import numbers, value
-from medical.intensity import table_entries
+from medical.lut import segmented_entries, table_entries
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -26,19 +26,20 @@ def apply_palette(stored: NDArray[Any], dataset: "Dataset") -> NDArray[np.float3
     Raises:
         UnreadableImage: ``"damaged"``, where a table is missing or empty.
     """
-    from pydicom.pixels.processing import apply_color_lut
-
     channels: list[NDArray[np.float32]] = []
     for colour in ("Red", "Green", "Blue"):
         descriptor = numbers(dataset, f"{colour}PaletteColorLookupTableDescriptor")
         data = value(dataset, f"{colour}PaletteColorLookupTableData")
+        segments = value(dataset, f"Segmented{colour}PaletteColorLookupTableData")
         if len(descriptor) != 3:
             raise UnreadableImage("damaged", f"{colour}PaletteColorLookupTableDescriptor")
         count, first, bits = int(descriptor[0]) or 2**16, int(descriptor[1]), int(descriptor[2])
         if isinstance(data, bytes):
             entries: NDArray[Any] = table_entries(data, count, dataset)
-        else:  # segmented: pydicom expands it, for each value it can map
-            entries = apply_color_lut(np.arange(first, first + count), dataset)[:, len(channels)]
+        elif isinstance(segments, bytes):
+            entries = segmented_entries(segments, count, bits, dataset)
+        else:
+            raise UnreadableImage("damaged", f"{colour}PaletteColorLookupTableData")
         if not entries.size:
             raise UnreadableImage("damaged", f"{colour}PaletteColorLookupTableData")
         # 8-bit entries are at times stored in words: then 255 is white

@@ -1,27 +1,32 @@
-"""One frame of pixel data, decoded by pydicom's plug-ins: stored values as a numpy array.
+"""One frame of pixel data, decoded by pydicom's plug-ins or imagecodecs: stored values as a numpy array."""
 
-What the header leaves out is inferred where the standard lets one; what is left is checked before anything is
-allocated.
-"""
-
-from dataclasses import dataclass, replace
+import io
+from dataclasses import replace
+from importlib.util import find_spec
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from grrcoca_cli.errors import UnreadableImage
-from medical.dicom import PIXEL_KEYWORDS, registered_name, sop_class_name
-from medical.elements import MALFORMED, code, integer, value
+from medical.codestreams import FrameSize, check_codestream
+from medical.dicom import registered_name
+from medical.elements import MALFORMED, value
+from medical.pixel_format import CODECS, PixelFormat
 
 if TYPE_CHECKING:
     from pydicom import FileDataset
     from pydicom.pixels.decoders.base import Decoder
 
-MAX_FRAME_PIXELS = 2**26
-COLOURS = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
-GREYS = frozenset({"MONOCHROME1", "MONOCHROME2"})
-PALETTE = "PALETTE COLOR"
+JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+RETIRED_JPEG = frozenset({"1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55"})
+"""Spectral selection (process 6 and 8) and full progression (process 10 and 12)."""
+
+MAX_EXPANSION = (2**26, 1000)
+"""A compressed frame may grow to so many bytes, and above that to so many times its own size."""
+
+EXTRA = "'grrcoca[dicom-extra]'"
 
 _PLUGINS = ("pylibjpeg", "pillow", "gdcm", "pydicom")
 """Codecs in the order they are asked; GDCM last of the three, for it writes to stderr on bad JPEG 2000."""
@@ -32,96 +37,11 @@ _PACKAGES = {
     "High-Throughput": "pylibjpeg pylibjpeg-openjpeg",
     "JPEG": "python-gdcm",
 }
-
-
-@dataclass(frozen=True)
-class PixelFormat:
-    """How one file lays out its pixels, complete and checked (PS3.3 C.7.6.3).
-
-    Attributes:
-        keyword: The element that holds the pixels.
-        transfer_syntax: UID of the transfer syntax.
-        rows: Height in pixels.
-        columns: Width in pixels.
-        samples: 1 or 3.
-        photometric: One of `GREYS`, `COLOURS` or `PALETTE`.
-        planar: PlanarConfiguration, 0 or 1.
-        bits_allocated: 1, 8, 16, 32 or 64.
-        bits_stored: 1 to `bits_allocated`.
-        high_bit: Position of the highest stored bit.
-        signed: Whether stored values are two's complement.
-        frames: NumberOfFrames, at least 1.
-        warnings: What had to be inferred or passed over, fixed phrases.
-    """
-
-    keyword: str
-    transfer_syntax: str
-    rows: int
-    columns: int
-    samples: int
-    photometric: str
-    planar: int
-    bits_allocated: int
-    bits_stored: int
-    high_bit: int
-    signed: bool
-    frames: int
-    warnings: tuple[str, ...]
-
-    @property
-    def frame_bits(self) -> int:
-        """Bits of one native frame; 4:2:2 chroma is shared by two pixels."""
-        bits = self.rows * self.columns * self.samples * self.bits_allocated
-        return bits // 3 * 2 if self.photometric == "YBR_FULL_422" else bits
-
-
-def pixel_format(dataset: "FileDataset") -> PixelFormat:
-    """Read, complete and check the pixel description.
-
-    Raises:
-        UnreadableImage: ``"missing element"``, ``"not supported"`` or ``"too large"``.
-    """
-    warnings: list[str] = []
-    keyword = next(keyword for keyword in PIXEL_KEYWORDS if keyword in dataset)
-    needed = {name: integer(dataset, name) or 0 for name in ("Rows", "Columns", "BitsAllocated")}
-    if keyword != "PixelData":
-        needed["BitsAllocated"] = 32 if keyword == "FloatPixelData" else 64
-    for name, found in needed.items():
-        if found <= 0:
-            raise UnreadableImage("missing element", f"{name} in {sop_class_name(dataset)}")
-    rows, columns, allocated = needed.values()
-    if rows * columns > MAX_FRAME_PIXELS:
-        raise UnreadableImage("too large", f"{rows} x {columns} pixels, at most {MAX_FRAME_PIXELS:,} are read")
-    if allocated not in (1, 8, 16, 32, 64):
-        raise UnreadableImage("not supported", f"BitsAllocated of {allocated}")
-
-    samples, photometric = _colour_model(dataset, warnings)
-    stored = integer(dataset, "BitsStored") or 0
-    if not 1 <= stored <= allocated:
-        warnings.append("BitsStored missing or invalid: taken as BitsAllocated")
-        stored = allocated
-    high_bit = integer(dataset, "HighBit")
-    if high_bit is None or not stored - 1 <= high_bit < allocated:
-        high_bit = stored - 1
-    return PixelFormat(
-        keyword=keyword,
-        transfer_syntax=_transfer_syntax(dataset, warnings),
-        rows=rows,
-        columns=columns,
-        samples=samples,
-        photometric=photometric,
-        planar=int(integer(dataset, "PlanarConfiguration") == 1),
-        bits_allocated=allocated,
-        bits_stored=stored,
-        high_bit=high_bit,
-        signed=integer(dataset, "PixelRepresentation") == 1,
-        frames=max(integer(dataset, "NumberOfFrames") or 1, 1),
-        warnings=tuple(warnings),
-    )
+"""What decodes a transfer syntax, by the first words of its name; the first that fits."""
 
 
 def decode_frame(dataset: "FileDataset", fmt: PixelFormat, frame: int) -> tuple[NDArray[Any], PixelFormat]:
-    """Decode one frame; call within `quiet_pydicom`.
+    """Decode one frame; call within `medical.dicom.quiet_pydicom`.
 
     Args:
         dataset: The file's data set.
@@ -135,13 +55,85 @@ def decode_frame(dataset: "FileDataset", fmt: PixelFormat, frame: int) -> tuple[
     Raises:
         UnreadableImage: ``"codec missing"``, ``"not supported"``, ``"truncated"`` or ``"damaged"``.
     """
-    decoder, data = find_decoder(fmt.transfer_syntax), value(dataset, fmt.keyword)
+    _require_codec(fmt)
+    data = value(dataset, fmt.keyword)
     if not isinstance(data, bytes):
         raise UnreadableImage("truncated", f"{fmt.keyword} is empty")
-    if not decoder.is_encapsulated:
-        fmt = _check_length(fmt, len(data))
+    try:
+        if not fmt.codec:
+            return _decode_by_pydicom(dataset, data, _check_length(fmt, len(data)), frame)
+        encoded, fmt = _encoded_frame(dataset, data, fmt, frame)
+        if _needs_imagecodecs(fmt.transfer_syntax, fmt.bits_stored):
+            return _decode_by_imagecodecs(encoded, fmt)
+        return _decode_by_pydicom(dataset, data, fmt, frame)
+    except RecursionError:
+        raise
+    except (*MALFORMED, RuntimeError, IndexError, EOFError, OSError) as error:
+        # The codecs' own words may quote the file and are dropped
+        name = registered_name(fmt.transfer_syntax)
+        raise UnreadableImage("damaged", f"{name} pixel data cannot be decoded ({type(error).__name__})") from None
+
+
+def decodable() -> dict[str, str]:
+    """Transfer syntaxes by registered name, each with the package it lacks; empty where it can be decoded."""
+    from pydicom import uid
+
+    native = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
+    lacking = {syntax.name: "" for syntax in (*native, uid.DeflatedExplicitVRLittleEndian)}
+    lacking |= {uid.UID(syntax).name: _missing_package(syntax, 8) for syntax in CODECS}
+    if twelve_bits := _missing_package(JPEG_EXTENDED, 12):
+        name = uid.UID(JPEG_EXTENDED).name
+        lacking[name] = lacking[name] or f"{twelve_bits} for 12-bit samples"
+    return lacking
+
+
+def _require_codec(fmt: PixelFormat) -> None:
+    """Refuse what nothing installed decodes.
+
+    Raises:
+        UnreadableImage: ``"not supported"`` or ``"codec missing"``, with the transfer syntax by name.
+    """
+    name = registered_name(fmt.transfer_syntax) or "a private transfer syntax"
+    try:
+        missing = _missing_package(fmt.transfer_syntax, fmt.bits_stored)
+    except NotImplementedError:
+        raise UnreadableImage("not supported", f"transfer syntax {name}") from None
+    if missing:
+        raise UnreadableImage("codec missing", f"{name}: pip install {missing}")
+
+
+def _missing_package(uid: str, bits_stored: int) -> str:
+    """The package that is to be installed before a transfer syntax can be decoded; empty where none is.
+
+    Raises:
+        NotImplementedError: There is none.
+    """
+    if _needs_imagecodecs(uid, bits_stored):
+        return "" if find_spec("imagecodecs") else EXTRA
+    return "" if _decoder(uid).is_available else _package(registered_name(uid))
+
+
+def _needs_imagecodecs(uid: str, bits_stored: int) -> bool:
+    return uid in RETIRED_JPEG or (uid == JPEG_EXTENDED and bits_stored > 8)
+
+
+def _decoder(uid: str) -> "Decoder":
+    from pydicom.pixels.decoders.base import get_decoder
+
+    decoder: Decoder = get_decoder(uid)
+    return decoder
+
+
+def _package(name: str) -> str:
+    return next((package for start, package in _PACKAGES.items() if name.startswith(start)), "pydicom")
+
+
+def _decode_by_pydicom(
+    dataset: "FileDataset", data: bytes, fmt: PixelFormat, frame: int
+) -> tuple[NDArray[Any], PixelFormat]:
+    decoder = _decoder(fmt.transfer_syntax)
     # HighBit above BitsStored - 1: let the decoder mask and sign up to it, then drop the bits below
-    below = fmt.high_bit + 1 - fmt.bits_stored if not decoder.is_encapsulated else 0
+    below = fmt.high_bit + 1 - fmt.bits_stored if fmt.codec in ("", "RLE") else 0
     options: dict[str, Any] = {
         "rows": fmt.rows,
         "columns": fmt.columns,
@@ -156,66 +148,53 @@ def decode_frame(dataset: "FileDataset", fmt: PixelFormat, frame: int) -> tuple[
         "pixel_vr": dataset[fmt.keyword].VR,
         "allow_excess_frames": False,
     }
-    offsets, lengths = value(dataset, "ExtendedOffsetTable"), value(dataset, "ExtendedOffsetTableLengths")
-    if isinstance(offsets, bytes) and isinstance(lengths, bytes):
-        options["extended_offsets"] = (offsets, lengths)
+    if tables := _extended_offsets(dataset):
+        options["extended_offsets"] = tables
     plugin = next((name for name in _PLUGINS if name in decoder.available_plugins), "")
-    try:
-        stored, found = decoder.as_array(data, index=frame, decoding_plugin=plugin, **options)
-    except (*MALFORMED, RuntimeError, IndexError, EOFError, OSError) as error:
-        if isinstance(error, RecursionError):
-            raise
-        raise _decoding_failure(fmt, error) from None
+    stored, found = decoder.as_array(data, index=frame, decoding_plugin=plugin, **options)
     photometric = str(found["photometric_interpretation"])
     if fmt.samples == 3 and photometric != "RGB":
         raise UnreadableImage("not supported", f"PhotometricInterpretation {photometric}")
     return stored >> below if below else stored, replace(fmt, photometric=photometric)
 
 
-def find_decoder(uid: str) -> "Decoder":
-    """pydicom's decoder of a transfer syntax, with a codec behind it.
+def _decode_by_imagecodecs(encoded: bytes, fmt: PixelFormat) -> tuple[NDArray[Any], PixelFormat]:
+    """A frame of 12-bit or retired JPEG; a JPEG sample has no sign, so that of the file is put back."""
+    from imagecodecs import jpeg8_decode
 
-    Raises:
-        UnreadableImage: ``"not supported"`` or ``"codec missing"``, with the transfer syntax by name.
-    """
-    from pydicom.pixels.decoders.base import get_decoder
-
-    name = registered_name(uid) or "a private transfer syntax"
-    try:
-        decoder: Decoder = get_decoder(uid)
-    except NotImplementedError:
-        raise UnreadableImage("not supported", f"transfer syntax {name}") from None
-    if not decoder.is_available:
-        package = next((line for start, line in _PACKAGES.items() if name.startswith(start)), "pydicom")
-        raise UnreadableImage("codec missing", f"{name}: pip install {package}")
-    return decoder
+    if fmt.samples == 1:
+        stored = jpeg8_decode(encoded)
+    else:
+        coded = "RGB" if fmt.photometric == "RGB" else "YCBCR"
+        stored = jpeg8_decode(encoded, colorspace=coded, outcolorspace="RGB")
+        fmt = replace(fmt, photometric="RGB")
+    if fmt.signed:
+        above = 16 - fmt.bits_stored
+        stored = (stored.astype(np.uint16) << above).view(np.int16) >> above
+    return stored, fmt
 
 
-def _colour_model(dataset: "FileDataset", warnings: list[str]) -> tuple[int, str]:
-    """SamplesPerPixel and PhotometricInterpretation, each inferred from the other where it is missing or odd."""
-    photometric, samples = code(dataset, "PhotometricInterpretation"), integer(dataset, "SamplesPerPixel")
-    if photometric.startswith(("YBR_PARTIAL", "HSV", "ARGB", "CMYK")) or samples not in (None, 1, 3):
-        raise UnreadableImage("not supported", "a retired colour space or SamplesPerPixel other than 1 and 3")
-    if samples is None:
-        warnings.append("SamplesPerPixel missing: inferred")
-        samples = 3 if photometric in COLOURS else 1
-    if photometric not in (COLOURS if samples == 3 else GREYS | {PALETTE}):
-        warnings.append("PhotometricInterpretation missing or at odds with SamplesPerPixel: inferred")
-        photometric = "RGB" if samples == 3 else "MONOCHROME2"
-    return samples, photometric
+def _encoded_frame(dataset: "FileDataset", data: bytes, fmt: PixelFormat, frame: int) -> tuple[bytes, PixelFormat]:
+    """The compressed bytes of one frame, once they are found to promise no more than the data set."""
+    from pydicom.encaps import get_frame, parse_basic_offsets, parse_fragments
+
+    buffer = io.BytesIO(data)
+    parse_basic_offsets(buffer)
+    fragments, _ = parse_fragments(buffer)
+    if fragments < fmt.frames:
+        raise UnreadableImage("truncated", f"{fragments:,} fragments of pixel data for {fmt.frames:,} frames")
+    encoded = get_frame(data, frame, number_of_frames=fmt.frames, extended_offsets=_extended_offsets(dataset))
+    if MAX_EXPANSION[0] < fmt.frame_bits // 8 > MAX_EXPANSION[1] * len(encoded):
+        raise UnreadableImage("damaged", f"{len(encoded):,} bytes of compressed pixel data are too few for the image")
+    check_codestream(encoded, fmt.codec, FrameSize(fmt.rows, fmt.columns, fmt.samples))
+    if fmt.codec != "RLE" and b"\xff\xd9" not in encoded[-16:]:
+        fmt = replace(fmt, warnings=(*fmt.warnings, "compressed pixel data without an end: perhaps truncated"))
+    return encoded, fmt
 
 
-def _transfer_syntax(dataset: "FileDataset", warnings: list[str]) -> str:
-    """UID of the transfer syntax; without one, the native syntax in which the data set was found to be written."""
-    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-
-    if uid := value(dataset.file_meta, "TransferSyntaxUID"):
-        return str(uid)
-    warnings.append("no transfer syntax in the file: taken from how its elements are written")
-    implicit, little_endian = dataset.original_encoding
-    if implicit:
-        return ImplicitVRLittleEndian
-    return ExplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
+def _extended_offsets(dataset: "FileDataset") -> tuple[bytes, bytes] | None:
+    offsets, lengths = value(dataset, "ExtendedOffsetTable"), value(dataset, "ExtendedOffsetTableLengths")
+    return (offsets, lengths) if isinstance(offsets, bytes) and isinstance(lengths, bytes) else None
 
 
 def _check_length(fmt: PixelFormat, length: int) -> PixelFormat:
@@ -230,13 +209,3 @@ def _check_length(fmt: PixelFormat, length: int) -> PixelFormat:
     if length > expected + expected % 2:
         fmt = replace(fmt, warnings=(*fmt.warnings, "excess pixel data: ignored"))
     return fmt
-
-
-def _decoding_failure(fmt: PixelFormat, error: Exception) -> UnreadableImage:
-    """A refusal that names the transfer syntax; the codecs' own words may quote the file and are dropped."""
-    from pydicom.uid import JPEGExtended12Bit
-
-    name = registered_name(fmt.transfer_syntax)
-    if fmt.transfer_syntax == JPEGExtended12Bit and fmt.bits_stored > 8:
-        return UnreadableImage("not supported", f"{name} with 12-bit samples: no installed codec reads it")
-    return UnreadableImage("damaged", f"{name} pixel data cannot be decoded ({type(error).__name__})")

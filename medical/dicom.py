@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 
 HEAD_BYTES = 2048
 MAX_INFLATED_BYTES = 2**28
+INFLATION = (2**24, 100)
+"""A deflated data set may grow to so many bytes, and above that to so many times its size in the file."""
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 ELEMENTS = [
     *("SOPClassUID", "Modality"),
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *(f"{kind}FloatPixelPadding{part}" for kind in ("", "Double") for part in ("Value", "RangeLimit")),
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction"),
-    *("WindowCenter", "WindowWidth", "PresentationLUTShape"),
+    *("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "PresentationLUTShape"),
     *("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"),
     *("FrameTime", "FrameTimeVector", "CineRate", "RecommendedDisplayFrameRate"),
     *(f"{c}PaletteColorLookupTable{part}" for c in ("Red", "Green", "Blue") for part in ("Descriptor", "Data")),
@@ -103,13 +106,34 @@ def parse(source: Path | bytes) -> "FileDataset":
     """The data set of a DICOM file, `ELEMENTS` alone. Call within `quiet_pydicom`.
 
     Raises:
-        UnreadableImage: The deflated data set inflates past `MAX_INFLATED_BYTES`.
+        UnreadableImage: The deflated data set inflates past `MAX_INFLATED_BYTES` or `INFLATION`, or the file ends
+            before its pixel data does.
     """
     from pydicom import dcmread
 
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+    with io.BytesIO(source) if isinstance(source, bytes) else _SizedFile(source) as file:
         _refuse_deflate_bomb(file)
-        return dcmread(file, force=True, specific_tags=list(ELEMENTS))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            dataset = dcmread(file, force=True, specific_tags=list(ELEMENTS))
+    has_pixels = any(keyword in dataset for keyword in PIXEL_KEYWORDS)
+    if not has_pixels and any("End of file" in str(warning.message) for warning in said):
+        raise UnreadableImage("truncated", "the file ends within an element")
+    return dataset
+
+
+class _SizedFile(io.BufferedReader):
+    """A file that is never asked for more than it holds: Python would allocate the 4 GB that an element promises."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(str(path)))  # pydicom adds the name to a message
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As a file does."""
+        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
+            size = min(size, max(self._size - self.tell(), 0))
+        return super().read(size)
 
 
 def refuse_non_pictures(dataset: "FileDataset") -> None:
@@ -147,19 +171,24 @@ def modality(dataset: "FileDataset") -> str:
 
 
 def _refuse_deflate_bomb(file: BinaryIO) -> None:
-    """Inflate a deflated data set in small steps and count; pydicom would inflate it all at once. Rewinds the file."""
+    """Inflate a deflated data set in small steps and count; pydicom would inflate all at once. Rewinds the file."""
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
     head = file.read(HEAD_BYTES)
+    size = file.seek(0, io.SEEK_END)
     file.seek(0)
     if DeflatedExplicitVRLittleEndian.encode() not in head:
         return
+    floor, times = INFLATION
+    limit = min(MAX_INFLATED_BYTES, max(floor, times * size))
     inflater, inflated = zlib.decompressobj(-zlib.MAX_WBITS), 0
     file.seek(_end_of_meta(head))
     while chunk := inflater.unconsumed_tail or file.read(2**16):
         inflated += len(inflater.decompress(chunk, 2**20))
-        if inflated > MAX_INFLATED_BYTES:
-            raise UnreadableImage("too large", f"the deflated data set holds more than {MAX_INFLATED_BYTES:,} bytes")
+        if inflated > limit:
+            raise UnreadableImage("too large", f"the deflated data set holds more than {limit:,} bytes")
+    if not inflater.eof:
+        raise UnreadableImage("truncated", "the deflated data set has no end")
     file.seek(0)
 
 

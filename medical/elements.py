@@ -53,6 +53,17 @@ def code(dataset: "Dataset", keyword: str) -> str:
     return re.sub(r"\s+", " ", str(first)).strip(" \0").upper()
 
 
+def texts(dataset: "Dataset", keyword: str) -> list[str]:
+    """Every value of a text element in the form `plain` gives it, for comparing and never for showing."""
+    found = value(dataset, keyword)
+    return [plain(str(text)) for text in ([found] if isinstance(found, str) else found or ())]
+
+
+def plain(text: str) -> str:
+    """Text without regard of case and of blanks around and between its words."""
+    return " ".join(text.strip(" \0").casefold().split())
+
+
 def items(dataset: "Dataset", keyword: str) -> list["Dataset"]:
     """The items of a sequence; empty where it is absent or no sequence."""
     from pydicom import Sequence

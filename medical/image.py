@@ -1,6 +1,8 @@
 """`read_image`: one picture of any kind, DICOM or not, as pixels in [0, 1] and a description that is safe to show."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grrcoca_cli.errors import UnreadableImage, UsageError
+from medical.aspect import pixel_aspect, square
 from medical.colour import apply_palette, scale_colour
-from medical.decoding import MAX_FRAME_PIXELS, PALETTE, PixelFormat, decode_frame, pixel_format
+from medical.decoding import decode_frame
 from medical.dicom import (
     HEAD_BYTES,
     is_dicom,
@@ -19,8 +22,10 @@ from medical.dicom import (
     refuse_non_pictures,
     registered_name,
 )
-from medical.elements import code, number, numbers, scopes
-from medical.intensity import WindowChoice, WindowUsed, apply_modality, padding_mask, to_unit_range
+from medical.elements import code, number
+from medical.intensity import apply_modality, padding_mask, to_unit_range
+from medical.pixel_format import PALETTE, PixelFormat, pixel_format
+from medical.windows import WindowChoice, WindowUsed, parse_windows
 
 if TYPE_CHECKING:
     from pydicom import FileDataset
@@ -29,8 +34,6 @@ if TYPE_CHECKING:
 
 CINE_MODALITIES = frozenset({"US", "IVUS", "XA", "RF", "ES", "GM", "XC", "OP"})
 CINE_ELEMENTS = ("FrameTime", "FrameTimeVector", "CineRate", "RecommendedDisplayFrameRate")
-MAX_ASPECT = 8.0
-"""A pixel longer than this many times its width is a mistake of the header, and left as it is."""
 
 
 @dataclass(frozen=True)
@@ -74,38 +77,77 @@ class RadiologyImage:
 
 
 def read_image(source: Path | bytes, *, frame: int | str = "auto", window: str | None = None) -> RadiologyImage:
-    """Read one picture, known by its content: DICOM, else PNG, JPEG, TIFF, WebP or BMP.
+    """Read one picture, known by its content: DICOM, else PNG, JPEG, TIFF, WebP, BMP or GIF.
 
     Args:
         source: A file, or the bytes of one.
         frame: Index from 0, ``"first"``, ``"middle"``, or ``"auto"``: the first of a cine, the middle of a volume.
-        window: None for the file's VOI LUT or first window, else percentiles; the index of a window of the file
-            (``"1"``); centre and width in modality units (``"40/400"``); ``"percentile"``; or a name of
-            `medical.intensity.CT_PRESETS`, which is used on CT alone.
+        window: None or ``"auto"`` for the file's VOI LUT or first window, else percentiles; the index (``"1"``) or the
+            name of a window of the file; centre and width in modality units (``"40/400"``); ``"percentile"``; or a
+            name of `medical.windows.CT_PRESETS`, which is used on CT alone. Three of them with commas between them
+            make three channels of a grey picture.
 
     Raises:
         UnreadableImage: The file gives no pixels; the kind and the detail hold no value out of it.
         NotAnImage: It is neither DICOM nor a picture.
         UsageError: `frame` or `window` is not understood.
     """
-    choice, frame = WindowChoice.parse(window), _parse_frame(frame)
+    choices, frame = parse_windows(window), _parse_frame(frame)
     if not is_dicom(_head(source)):
-        return _read_picture(source)
-    try:
-        with quiet_pydicom():
-            return _read_dicom(source, frame, choice)
-    except (UnreadableImage, ImportError):
-        raise
-    except MemoryError:
-        raise UnreadableImage("too large", "not enough memory to decode it") from None
-    # The one boundary where a bad file becomes a named refusal. The cause is dropped: its words quote the file.
-    except Exception as error:
-        raise UnreadableImage("damaged", f"DICOM that cannot be read ({type(error).__name__})") from None
+        return _read_picture(source, choices)
+    with _named_refusals():
+        dataset, fmt = _open_dicom(source)
+        return _render(dataset, fmt, _frame_index(dataset, fmt.frames, frame), choices)
+
+
+def read_frames(source: Path | bytes, *, window: str | None = None) -> Iterator[RadiologyImage]:
+    """Every frame of a file in order, each decoded when it is asked for; one of a picture that is not DICOM.
+
+    The file is opened and parsed once, with the first frame. A frame that cannot be decoded ends the iteration.
+
+    Args:
+        source: A file, or the bytes of one.
+        window: As `read_image` takes it.
+
+    Raises:
+        UnreadableImage: The file, or the frame that is due, gives no pixels.
+        NotAnImage: It is neither DICOM nor a picture.
+        UsageError: `window` is not understood; raised at once.
+    """
+    return _frames(source, parse_windows(window))
 
 
 def read_pixels(source: Path | bytes, *, window: str | None = None) -> "Pixels":
     """The pixels of `read_image` alone: the image reader a data set takes."""
     return read_image(source, window=window).pixels
+
+
+def _frames(source: Path | bytes, choices: tuple[WindowChoice, ...]) -> Iterator[RadiologyImage]:
+    if not is_dicom(_head(source)):
+        yield _read_picture(source, choices)
+        return
+    with _named_refusals():
+        dataset, fmt = _open_dicom(source)
+    for index in range(fmt.frames):
+        with _named_refusals():  # anew for each: what it changes is the process's, and between frames the caller's
+            image = _render(dataset, fmt, index, choices)
+        yield image
+
+
+@contextmanager
+def _named_refusals() -> Iterator[None]:
+    """The one boundary where a bad file becomes a named refusal. The cause is dropped: its words quote the file."""
+    try:
+        with quiet_pydicom():
+            yield
+    except (UnreadableImage, ImportError):
+        raise
+    except MemoryError:
+        raise UnreadableImage("too large", "not enough memory to decode it") from None
+    except RecursionError:
+        raise UnreadableImage("nested too deeply", "sequences within sequences") from None
+    except Exception as error:
+        raise UnreadableImage("damaged", f"DICOM that cannot be read ({type(error).__name__})") from None
 
 
 def _parse_frame(frame: int | str) -> int | str:
@@ -126,33 +168,40 @@ def _head(source: Path | bytes) -> bytes:
         raise UnreadableImage("cannot be opened", error.strerror or type(error).__name__) from None
 
 
-def _read_picture(source: Path | bytes) -> RadiologyImage:
-    from grrcoca_cli.data.images import read_picture
+def _read_picture(source: Path | bytes, choices: tuple[WindowChoice, ...]) -> RadiologyImage:
+    from grrcoca_cli.data.pictures import read_picture
 
     pixels = read_picture(source)
     channels, rows, columns = pixels.shape
     colour = "MONOCHROME2" if channels == 1 else "RGB"
-    return RadiologyImage(pixels, Description("", rows, columns, 1, 0, colour, "not DICOM", WindowUsed("none needed")))
+    used, warnings = WindowUsed("none needed"), _passed_over(choices)
+    return RadiologyImage(pixels, Description("", rows, columns, 1, 0, colour, "not DICOM", used, tuple(warnings)))
 
 
-def _read_dicom(source: Path | bytes, frame: int | str, choice: WindowChoice) -> RadiologyImage:
+def _passed_over(choices: tuple[WindowChoice, ...]) -> list[str]:
+    return [f"{len(choices)} windows were asked for: not used, not a grey DICOM image"] if len(choices) > 1 else []
+
+
+def _open_dicom(source: Path | bytes) -> tuple["FileDataset", PixelFormat]:
     dataset = parse(source)
     refuse_non_pictures(dataset)
     fmt = pixel_format(dataset)
-    index = _frame_index(dataset, fmt.frames, frame)
+    if dataset.preamble is None:
+        fmt = replace(fmt, warnings=(*fmt.warnings, "no preamble: known as DICOM by its first elements"))
+    return dataset, fmt
+
+
+def _render(dataset: "FileDataset", fmt: PixelFormat, index: int, choices: tuple[WindowChoice, ...]) -> RadiologyImage:
     stored, fmt = decode_frame(dataset, fmt, index)
     warnings = list(fmt.warnings)
-    if dataset.preamble is None:
-        warnings.append("no preamble: known as DICOM by its first elements")
     if fmt.samples == 3 or fmt.photometric == PALETTE:
         levels = apply_palette(stored, dataset) if fmt.samples == 1 else scale_colour(stored, fmt.bits_stored)
         pixels, used = levels.transpose(2, 0, 1), WindowUsed("none needed: colour")
+        warnings += _passed_over(choices)
     else:
-        grey, used, more = _grey_levels(stored, dataset, fmt, index, choice)
-        pixels = grey[None]
-        warnings += more
+        pixels, used = _grey_channels(stored, dataset, fmt, index, choices, warnings)
     return RadiologyImage(
-        _square(np.ascontiguousarray(pixels, np.float32), _pixel_aspect(dataset, index), warnings),
+        square(np.ascontiguousarray(pixels, np.float32), pixel_aspect(dataset, index), warnings),
         Description(
             modality=modality(dataset),
             rows=fmt.rows,
@@ -162,7 +211,7 @@ def _read_dicom(source: Path | bytes, frame: int | str, choice: WindowChoice) ->
             photometric_interpretation=fmt.photometric,
             transfer_syntax=registered_name(fmt.transfer_syntax),
             window=used,
-            warnings=tuple(warnings),
+            warnings=tuple(dict.fromkeys(warnings)),  # each once, in order
         ),
     )
 
@@ -177,44 +226,27 @@ def _frame_index(dataset: "FileDataset", frames: int, frame: int | str) -> int:
     return index
 
 
-def _grey_levels(
-    stored: NDArray[Any], dataset: "FileDataset", fmt: PixelFormat, frame: int, choice: WindowChoice
-) -> tuple[NDArray[Any], WindowUsed, list[str]]:
-    """Stored values (H, W) to [0, 1], dark to dense, padding black."""
+def _grey_channels(
+    stored: NDArray[Any],
+    dataset: "FileDataset",
+    fmt: PixelFormat,
+    frame: int,
+    choices: tuple[WindowChoice, ...],
+    warnings: list[str],
+) -> tuple[NDArray[Any], WindowUsed]:
+    """Stored values (H, W) to [0, 1], dark to dense, padding black: a channel for each window, (C, H, W)."""
     if not np.isfinite(stored).any():
         raise UnreadableImage("no finite pixel")
     padding = padding_mask(stored, dataset, fmt.bits_stored, fmt.signed)
     values = apply_modality(stored, dataset, frame)
-    levels, used, warnings = to_unit_range(values, padding, dataset, frame, choice, is_ct=modality(dataset) == "CT")
     # Either says that the lowest value is white; a file that has both means it once
-    if fmt.photometric == "MONOCHROME1" or code(dataset, "PresentationLUTShape") == "INVERSE":
-        levels = 1 - levels
-    levels[padding] = 0
-    return np.nan_to_num(levels), used, warnings
-
-
-def _pixel_aspect(dataset: "FileDataset", frame: int) -> float:
-    """Height of a pixel over its width; 1 where the file does not say or says nonsense."""
-    for scope in scopes(dataset, frame, "PixelMeasuresSequence"):
-        for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
-            pair = numbers(scope, name)
-            if len(pair) == 2 and min(pair) > 0:
-                return pair[0] / pair[1]
-    return 1.0
-
-
-def _square(pixels: NDArray[np.float32], aspect: float, warnings: list[str]) -> NDArray[np.float32]:
-    """Stretch (C, H, W) along the pixels' longer side until they are square; within 1 % nothing is done."""
-    from PIL import Image
-
-    rows, columns = pixels.shape[1:]
-    height, width = round(rows * max(aspect, 1)), round(columns * max(1 / aspect, 1))
-    if abs(aspect - 1) <= 0.01:
-        return pixels
-    if not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT or height * width > MAX_FRAME_PIXELS:
-        warnings.append("pixels far from square: left as they are")
-        return pixels
-    warnings.append("pixels were not square: resampled")
-    channels = [Image.fromarray(channel).resize((width, height), Image.Resampling.BILINEAR) for channel in pixels]
-    squared: NDArray[np.float32] = np.stack([np.asarray(channel, np.float32) for channel in channels]).clip(0, 1)
-    return squared
+    inverse = fmt.photometric == "MONOCHROME1" or code(dataset, "PresentationLUTShape") == "INVERSE"
+    channels, windows = [], []
+    for choice in choices:
+        levels, used, more = to_unit_range(values, padding, dataset, frame, choice, is_ct=modality(dataset) == "CT")
+        levels = 1 - levels if inverse else levels
+        levels[padding] = 0
+        channels.append(np.nan_to_num(levels))
+        windows.append(used)
+        warnings += more
+    return np.stack(channels), windows[0] if len(windows) == 1 else WindowUsed("; ".join(map(str, windows)))

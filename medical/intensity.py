@@ -5,105 +5,26 @@ normalised by the window and not by the picture's own extremes, so that a Hounsf
 one slice to the next.
 """
 
-import re
-from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from grrcoca_cli.errors import UsageError
-from medical.elements import code, items, number, numbers, scopes, value
+from medical.elements import code, items, number, numbers, scopes, texts
+from medical.lut import Floats, LookupTable, lookup_table
+from medical.windows import WindowChoice, WindowUsed
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 Stored = NDArray[Any]
-Floats = NDArray[np.float32] | NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-CT_PRESETS = {
-    "abdomen": (40.0, 400.0),
-    "angio": (300.0, 600.0),
-    "bone": (400.0, 1800.0),
-    "brain": (40.0, 80.0),
-    "liver": (60.0, 160.0),
-    "lung": (-600.0, 1500.0),
-    "mediastinum": (50.0, 350.0),
-    "spine": (50.0, 250.0),
-    "stroke": (35.0, 40.0),
-    "subdural": (75.0, 215.0),
-}
-"""Centre and width in Hounsfield units, as radiologists set them by hand."""
+PERCENTILE_PIXELS = 2**18
+"""About as many pixels are looked at for the percentiles, in rows and columns evenly apart."""
 
 PERCENTILES = (0.5, 99.5)
 """What a picture without a usable window is stretched between."""
-
-
-@dataclass(frozen=True)
-class WindowUsed:
-    """How grey levels were mapped to [0, 1].
-
-    Attributes:
-        source: Where the mapping came from and why, one of a fixed set of phrases.
-        center: Centre in modality units (HU for CT), or None where no window was used.
-        width: Width in the same units, or None.
-    """
-
-    source: str
-    center: float | None = None
-    width: float | None = None
-
-    def __str__(self) -> str:
-        if self.center is None or self.width is None:
-            return self.source
-        return f"{self.source} (centre {self.center:g}, width {self.width:g})"
-
-
-@dataclass(frozen=True)
-class WindowChoice:
-    """A ``window=`` argument, understood.
-
-    Attributes:
-        index: Position among the file's own windows.
-        percentiles: Whether the file's windows are to be passed over.
-        preset: Name of a CT preset.
-        center: Centre in modality units, from a preset or as given.
-        width: Width in modality units.
-    """
-
-    index: int | None = None
-    percentiles: bool = False
-    preset: str = ""
-    center: float = 0.0
-    width: float = 0.0
-
-    @classmethod
-    def parse(cls, text: str | None) -> "WindowChoice":
-        """Understand ``None``, ``"1"``, ``"40/400"``, ``"lung"`` or ``"percentile"``.
-
-        Raises:
-            UsageError: Anything else.
-        """
-        if text is None:
-            return cls()
-        wanted = text.strip().lower()
-        if wanted == "percentile":
-            return cls(percentiles=True)
-        if wanted in CT_PRESETS:
-            return cls(None, False, wanted, *CT_PRESETS[wanted])
-        if re.fullmatch(r"[0-9]{1,4}", wanted):
-            return cls(index=int(wanted))
-        if pair := re.fullmatch(r"([+-]?\d{1,9}(?:\.\d{1,9})?)/(\d{1,9}(?:\.\d{1,9})?)", wanted):
-            center, width = (float(part) for part in pair.groups())
-            if width > 0:
-                return cls(center=center, width=width)
-        near = get_close_matches(wanted, CT_PRESETS, n=1)
-        raise UsageError(
-            f"window {text!r} is not understood{f', did you mean {near[0]!r}' if near else ''}; give the index of a "
-            f"window of the file (0), centre/width (40/400), 'percentile', or a CT preset: {', '.join(CT_PRESETS)}"
-        )
 
 
 def padding_mask(stored: Stored, dataset: "Dataset", pixel_bits: int, signed: bool) -> Mask:
@@ -119,12 +40,15 @@ def padding_mask(stored: Stored, dataset: "Dataset", pixel_bits: int, signed: bo
         True where there is padding, (H, W); nowhere, if that would leave no picture.
     """
     mask = ~np.isfinite(stored) if stored.dtype.kind == "f" else np.zeros(stored.shape, bool)
-    first = number(dataset, "PixelPaddingValue")
+    kind = {"f4": "Float", "f8": "DoubleFloat"}.get(stored.dtype.str[1:], "")
+    first = number(dataset, f"{kind}PixelPaddingValue")
     if first is not None:
-        limit = number(dataset, "PixelPaddingRangeLimit")
+        limit = number(dataset, f"{kind}PixelPaddingRangeLimit")
         ends = [first, first if limit is None else limit]
         if signed:
             ends = [end - 2**pixel_bits if end >= 2 ** (pixel_bits - 1) else end for end in ends]
+        elif not kind:
+            ends = [end + 2**pixel_bits if end < 0 else end for end in ends]
         mask |= (stored >= min(ends)) & (stored <= max(ends))
     return mask if not mask.all() else np.zeros(stored.shape, bool)
 
@@ -137,8 +61,8 @@ def apply_modality(stored: Stored, dataset: "Dataset", frame: int) -> Floats:
     # float32 holds every 16-bit integer, and rescaled ones to 1 part in 16 million; wider samples need more
     values: Floats = stored.astype(np.float64) if stored.dtype.itemsize > 2 else stored.astype(np.float32)
     for item in items(dataset, "ModalityLUTSequence"):
-        if (lut := _lookup_table(item, dataset)) is not None:
-            return _look_up(values, *lut[:2])
+        if (lut := lookup_table(item, dataset)) is not None:
+            return lut.map(values)
     for scope in scopes(dataset, frame, "PixelValueTransformationSequence"):
         slope, intercept = number(scope, "RescaleSlope"), number(scope, "RescaleIntercept")
         if slope is not None or intercept is not None:
@@ -181,25 +105,12 @@ def to_unit_range(
         return apply_window(values, choice.center, choice.width), used, warnings
     if choice.preset:
         warnings.append("the CT preset was not used: not a CT")
-    if not choice.percentiles:
-        windows, function = _windows(dataset, frame)
-        if choice.index is None:
-            for item in items(dataset, "VOILUTSequence"):
-                if (lut := _lookup_table(item, dataset)) is not None:
-                    levels = _look_up(values, lut[0], lut[1]) / lut[2]
-                    return np.clip(levels, 0, 1), WindowUsed("VOI LUT of the file"), warnings
-        index = choice.index or 0
-        if windows and index >= len(windows):
-            warnings.append("the file has no window with the index asked for")
-            index = 0
-        if windows:
-            window = windows[index]
-            levels = apply_window(values, *window, function)
-            shown = levels[~padding]
-            if shown.min() < shown.max() or values[~padding].min() == values[~padding].max():
-                name = "window of the file by index" if index else "first window of the file"
-                return levels, WindowUsed(name, *window), warnings
-            warnings.append("the window of the file shows one grey level: not used")
+    if not choice.percentiles and (found := _by_the_file(values, dataset, frame, choice, warnings)):
+        levels, used = found
+        shown = levels[~padding]
+        if shown.min() < shown.max() or values[~padding].min() == values[~padding].max():
+            return levels, used, warnings
+        warnings.append("the window of the file shows one grey level: not used")
     reason = "asked for" if choice.percentiles else "no usable window in the file"
     levels, low, high = _stretch(values, padding)
     if low == high:
@@ -208,51 +119,74 @@ def to_unit_range(
     return levels, WindowUsed(f"percentiles: {reason}", (low + high) / 2, high - low), warnings
 
 
-def _windows(dataset: "Dataset", frame: int) -> tuple[list[tuple[float, float]], str]:
-    """Centre and width of every window a frame has, those without a usable width left out, and the VOI LUT function."""
+def _by_the_file(
+    values: Floats, dataset: "Dataset", frame: int, choice: WindowChoice, warnings: list[str]
+) -> tuple[Floats, WindowUsed] | None:
+    """Grey levels by the VOI LUT or window of the file that was chosen, else its first; None without any."""
+    windows, luts = _windows(dataset, frame), _voi_luts(dataset, frame)
+    index = choice.index or 0
+    if luts and (not windows or (choice.index is None and not choice.name)):
+        index = index if index < len(luts) else 0
+        return np.clip(luts[index].map(values) / luts[index].largest, 0, 1), WindowUsed("VOI LUT of the file")
+    if choice.name:
+        chosen = next((window for window in windows if window.name == choice.name), None)
+    else:
+        chosen = next((window for window in windows if window.place == index), None)
+    first = min(windows, default=None)
+    if chosen is None and first is not None and (choice.name or index):
+        warnings.append(f"the file has no window with the {'name' if choice.name else 'index'} asked for")
+    if (window := chosen or first) is None:
+        return None
+    source = "first window of the file"
+    if window is chosen and (choice.name or index):
+        source = "window of the file by name" if choice.name else "window of the file by index"
+    levels = apply_window(values, window.center, window.width, window.function)
+    return levels, WindowUsed(source, window.center, window.width)
+
+
+class _Window(NamedTuple):
+    """A window of the file; `name` is compared with what was asked for and never shown."""
+
+    place: int
+    center: float
+    width: float
+    function: str
+    name: str
+
+
+def _windows(dataset: "Dataset", frame: int) -> list[_Window]:
+    """Every window a frame has, those without a usable width left out."""
     for scope in scopes(dataset, frame, "FrameVOILUTSequence"):
+        function, names = code(scope, "VOILUTFunction"), texts(scope, "WindowCenterWidthExplanation")
         pairs = zip(numbers(scope, "WindowCenter"), numbers(scope, "WindowWidth"), strict=False)
-        if windows := [(center, width) for center, width in pairs if width > 0]:
-            return windows, code(scope, "VOILUTFunction")
-    return [], ""
+        windows = [
+            _Window(place, *pair, function, names[place] if place < len(names) else "")
+            for place, pair in enumerate(pairs)
+            if pair[1] > 0
+        ]
+        if windows:
+            return windows
+    return []
+
+
+def _voi_luts(dataset: "Dataset", frame: int) -> list[LookupTable]:
+    """Every usable VOI LUT a frame has."""
+    for scope in scopes(dataset, frame, "FrameVOILUTSequence"):
+        luts = (lookup_table(item, dataset) for item in items(scope, "VOILUTSequence"))
+        if usable := [lut for lut in luts if lut is not None]:
+            return usable
+    return []
 
 
 def _stretch(values: Floats, padding: Mask) -> tuple[Floats, float, float]:
     """Grey levels between two percentiles of what is not padding, and the two values; equal ends give black."""
     shown = values[~padding]
-    low, high = (float(v) for v in np.percentile(shown, PERCENTILES))
+    # Of a large picture some 260,000 pixels tell as much, and sorting all of them takes longer than the rest
+    thin = max(1, round((shown.size / PERCENTILE_PIXELS) ** 0.5))
+    sample = values[::thin, ::thin][~padding[::thin, ::thin]] if thin > 1 else shown
+    low, high = (float(v) for v in np.percentile(sample if sample.size else shown, PERCENTILES))
     if low == high:  # a few bright pixels on black: the extremes are all there is
         low, high = float(shown.min()), float(shown.max())
     if low == high:
         return np.zeros_like(values), low, high
     return np.clip((values - low) / (high - low), 0, 1), low, high
-
-
-def _lookup_table(item: "Dataset", dataset: "Dataset") -> tuple[Floats, float, float] | None:
-    """A LUT item as (entries, first value mapped, greatest entry its bits allow); None where it cannot be used."""
-    descriptor, data = numbers(item, "LUTDescriptor"), value(item, "LUTData")
-    if len(descriptor) != 3 or data is None or not 1 <= descriptor[2] <= 16:
-        return None
-    if isinstance(data, bytes):
-        entries = table_entries(data, int(descriptor[0]) or 2**16, dataset).astype(np.float32)
-    else:
-        entries = np.asarray(numbers(item, "LUTData"), np.float32)
-    if not entries.size:
-        return None
-    first = descriptor[1]
-    if first >= 2**15 and number(dataset, "RescaleIntercept"):  # a negative start, read as unsigned
-        first -= 2**16
-    return entries, first, max(2.0 ** int(descriptor[2]) - 1, float(entries.max()))
-
-
-def table_entries(data: bytes, count: int, dataset: "Dataset") -> NDArray[np.unsignedinteger]:
-    """Entries of a LUT that is stored as words: 8-bit entries two to a word, else one (PS3.3 C.7.6.3.1.6)."""
-    words = np.frombuffer(data[: len(data) // 2 * 2], "<u2" if dataset.original_encoding[1] else ">u2").astype("<u2")
-    return words[:count] if len(words) >= count else words.view(np.uint8)[:count]
-
-
-def _look_up(values: Floats, entries: Floats, first: float) -> Floats:
-    """Entries for values; below the first and above the last mapped value the nearest entry holds."""
-    index = np.clip(np.nan_to_num(np.rint(values - first)), 0, len(entries) - 1).astype(np.intp)
-    found: Floats = entries[index]
-    return found

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from grrcoca_cli.config import DataConfig
 from grrcoca_cli.console import say
-from grrcoca_cli.data.base import Augmentation, CaptionDataset, ImageReader, ListDataset
+from grrcoca_cli.data.base import Augmentation, CaptionDataset, ImageReader
 from grrcoca_cli.data.folder import open_folder
-from grrcoca_cli.data.images import augment_picture, read_picture
+from grrcoca_cli.data.images import augment_picture
+from grrcoca_cli.data.pictures import read_picture
 from grrcoca_cli.data.shards import open_shards
 from grrcoca_cli.data.splits import count_overlaps, split_by_hash
 from grrcoca_cli.errors import UsageError
@@ -75,7 +76,7 @@ def _open_split(data: DataConfig, split: str) -> CaptionDataset:
     if data.dataset == "roco":
         from medical import open_roco
 
-        return open_roco(Path(data.path), split)
+        return open_roco(Path(data.path), split, kind=data.roco_kind)
     return open_folder(Path(data.path), None if split == WHOLE else split)
 
 
@@ -117,7 +118,9 @@ def augmentation(data: DataConfig) -> Augmentation | None:
         from medical import radiology_augmentation
 
         return radiology_augmentation
-    return augment_picture if data.augment == "picture" else None
+    if data.augment == "picture":
+        return partial(augment_picture, flip=data.flip, quarter_turns=data.quarter_turns)
+    return None
 
 
 def describe(opened: OpenedData, data: DataConfig, *, overlaps: bool) -> list[str]:
@@ -133,9 +136,3 @@ def describe(opened: OpenedData, data: DataConfig, *, overlaps: bool) -> list[st
         said = ", ".join(f"{count} by {kind}" for kind, count in sorted(shared.items())) or "none"
         lines.append(f"validation samples also in training: {said}")
     return lines
-
-
-def blank_copy(dataset: CaptionDataset) -> ListDataset:
-    """The captions of a set without its pictures, for measuring what a caption model knows without looking."""
-    samples = [dataset.peek(index) for index in range(len(dataset))]
-    return ListDataset(samples)

@@ -8,12 +8,16 @@ import numpy as np
 
 from grrcoca_cli.captioner import Captioner
 from grrcoca_cli.commands.datasets import open_split
-from grrcoca_cli.commands.evaluate import Evaluation, caption_dataset, judge, measure_losses, show_table
+from grrcoca_cli.commands.evaluate import Options as EvaluationOptions
+from grrcoca_cli.commands.evaluate import caption_and_measure, judge_subject
+from grrcoca_cli.commands.results import as_json as results_as_json
+from grrcoca_cli.commands.results import show_tables
 from grrcoca_cli.commands.train import Options, finetune, pretrain
 from grrcoca_cli.config import DataConfig, build_recipe, read_recipe
 from grrcoca_cli.console import duration, say
 from grrcoca_cli.data.base import ImageSource, Pixels
 from grrcoca_cli.errors import ExitCode
+from grrcoca_cli.evaluation.judge import Evaluation
 from grrcoca_cli.files import write_json
 from medical.phantom_files import write_dicom_set, write_shards
 from medical.phantoms import attribute_accuracy
@@ -45,11 +49,11 @@ def demo(out: Path, device: str, *, as_json: bool) -> ExitCode:
     captioner = Captioner.load(checkpoint, device)
     recipe = build_recipe(read_recipe("demo_finetune"), "demo_finetune")
     dataset = open_split(DataConfig(dataset="folder", path=str(studies)), "test")
-    losses = measure_losses(captioner, dataset, recipe.training, recipe.eval)
-    predictions, _ = caption_dataset(captioner, dataset, recipe.generation)
-    result = judge(dataset, predictions, losses)
+    subject = caption_and_measure(captioner, dataset, recipe, "test")
+    predictions = subject.predictions
+    result = judge_subject(subject, recipe.eval, EvaluationOptions())
     captioner.read = _blank
-    blind, _ = caption_dataset(captioner, dataset, recipe.generation)
+    blind = caption_and_measure(captioner, dataset, recipe, "test").predictions
 
     samples = [dataset[index] for index in range(len(dataset))]
     references = {sample.key: sample.captions[0] for sample in samples}
@@ -64,7 +68,7 @@ def demo(out: Path, device: str, *, as_json: bool) -> ExitCode:
         "right": shares,
         "right_on_blank_pictures": blind_shares,
         "minutes": round((time.monotonic() - began) / 60, 2),
-        **result.as_json(),
+        **results_as_json(result),
     }
     write_json(out / "results.json", summary)
     if as_json:
@@ -88,7 +92,7 @@ def _show(
     print(f"picture    {summary['file']}  (synthetic)")
     print(f"caption    {summary['caption']}")
     print(f"reference  {summary['reference']}\n")
-    show_table(result)
+    show_tables(result)
     print(f"\n{'right in the caption':<22}{'model':>8}{'blank pictures':>16}")
     for name, share in shares.items():
         print(f"{name.replace('_', ' '):<22}{share:>8.1%}{blind[name]:>16.1%}")

@@ -3,83 +3,77 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from grrcoca_cli.config import EvalConfig, GenerationConfig, TrainingConfig, apply_settings, build_recipe
-from grrcoca_cli.console import ProgressLine, say
+from grrcoca_cli.commands.results import as_json, per_image_rows, show_tables, write_rows
+from grrcoca_cli.config import EvalConfig, Recipe, apply_settings, build_recipe
+from grrcoca_cli.console import say
 from grrcoca_cli.errors import ExitCode, UnreadableImage, UsageError
-from grrcoca_cli.evaluation import Scores, align, read_predictions, read_references, score
+from grrcoca_cli.evaluation import align, read_columns, read_predictions, read_references
+from grrcoca_cli.evaluation.judge import Evaluation, ModelSide, Result, Settings, judge
+from grrcoca_cli.evaluation.metrics import Missing, dump_idf, read_idf, score
 from grrcoca_cli.files import write_atomically
 
 if TYPE_CHECKING:
     from grrcoca_cli.captioner import Captioner
     from grrcoca_cli.data.base import CaptionDataset
-    from grrcoca_cli.training.evaluate import LossReport
 
-SCHEMA = 1
-BATCH = 16
-LABELS = {
-    "contrastive_loss": "contrastive loss",
-    "caption_loss": "caption loss",
-    "coca_loss": "CoCa loss",
-    "ppl_token": "perplexity (token)",
-    "ppl_word": "perplexity (word)",
-    "bits_per_byte": "bits per byte",
-    "bleu1": "BLEU-1",
-    "bleu2": "BLEU-2",
-    "bleu3": "BLEU-3",
-    "bleu4": "BLEU-4",
-    "rouge_l": "ROUGE-L",
-    "cider_d": "CIDEr-D",
-}
+SHOWN = 10
+"""Most captions that are printed to show a difference."""
 
 
 @dataclass(frozen=True)
 class Options:
     """The command's flags."""
 
-    checkpoint: Path | None
-    dataset: str
-    data: str
-    split: str
-    predictions: Path | None
-    references: Path | None
-    missing: str
-    out: Path | None
-    settings: Sequence[str]
-    device: str
-    as_json: bool
+    checkpoint: Path | None = None
+    dataset: str = "folder"
+    data: str = ""
+    split: str = "test"
+    predictions: Path | None = None
+    references: Sequence[Path] = ()
+    missing: str = "error"
+    compare: Path | None = None
+    idf: Path | None = None
+    save_idf: Path | None = None
+    out: Path | None = None
+    per_image: Path | None = None
+    report: Path | None = None
+    settings: Sequence[str] = ()
+    device: str = "auto"
+    as_json: bool = False
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What was measured.
+class Subject:
+    """What is judged, wherever it came from.
 
     Attributes:
-        metrics: Values by name, losses first; None where a metric is not defined on the set.
-        notes: What a reader must know to read them.
-        samples: Images scored.
-        signature: How the caption scores came about.
+        what: A line that says what is scored on what.
+        predictions: Caption by image id.
+        references: References by image id.
+        missing: What an image without a prediction does.
+        columns: Further columns by image id.
+        model: Numbers of the model, where there is one.
+        notes: What a reader must know of how it was read.
+        dataset: Where the pictures are, for the report's thumbnails.
+        captioner: Reads them.
+        unread: Count of pictures that could not be read.
     """
 
-    metrics: dict[str, float | None]
-    notes: tuple[str, ...]
-    samples: int
-    signature: str
-
-    def as_json(self) -> dict[str, Any]:
-        """The result under its schema."""
-        metrics = {name: {"value": value} for name, value in self.metrics.items()}
-        return {
-            "schema": SCHEMA,
-            "metrics": metrics,
-            "samples": self.samples,
-            "notes": list(self.notes),
-            "signature": self.signature,
-        }
+    what: str
+    predictions: dict[str, str]
+    references: dict[str, list[str]]
+    missing: Missing
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    model: ModelSide | None = None
+    notes: tuple[str, ...] = ()
+    dataset: CaptionDataset | None = None
+    captioner: Captioner | None = None
+    unread: int = 0
 
 
 def evaluate(options: Options) -> ExitCode:
@@ -89,17 +83,78 @@ def evaluate(options: Options) -> ExitCode:
         UsageError: The flags name neither a checkpoint with data nor predictions with references.
     """
     if options.predictions or options.references:
-        result, code = _score_files(options), ExitCode.OK
+        recipe = _recipe(options.settings, {}, ("eval",))
+        subject = _captions_of_files(options)
     else:
-        result, code = _measure_checkpoint(options)
+        subject, recipe = _captions_of_checkpoint(options)
+    result = judge_subject(subject, recipe.eval, options)
+    _write_files(options, subject, result, recipe.eval)
     if options.as_json:
-        print(json.dumps(result.as_json()))
+        print(json.dumps(as_json(result)))
     else:
-        show_table(result)
-    return code
+        show_tables(result)
+    return ExitCode.SOME_INPUTS_FAILED if subject.unread else ExitCode.OK
 
 
-def _score_files(options: Options) -> Evaluation:
+def judge_subject(subject: Subject, config: EvalConfig, options: Options) -> Evaluation:
+    """All numbers of a subject, those that need Java where they were asked for."""
+    notes = list(subject.notes)
+    other = None
+    if options.compare:
+        other = align(read_predictions(options.compare, notes=notes), subject.references, notes=notes)
+    settings = Settings(config.tokenizer, config.group_by, config.cluster_by, config.resamples, config.seed)
+    result = judge(
+        subject.predictions,
+        subject.references,
+        settings,
+        missing=subject.missing,
+        idf=read_idf(options.idf) if options.idf else None,
+        columns=subject.columns,
+        model=subject.model,
+        other=other,
+    )
+    if config.meteor or config.verify_java:
+        result = _with_java(result, subject, config)
+    return replace(result, notes=(*notes, *result.notes))
+
+
+def _with_java(result: Evaluation, subject: Subject, config: EvalConfig) -> Evaluation:
+    """METEOR, and what the official tokenizer makes of the captions: pycocoevalcap's Java programs, where asked for."""
+    from grrcoca_cli.evaluation.java import java_tokens, meteor
+    from grrcoca_cli.evaluation.tokenize import coco_tokens
+
+    texts = [(subject.predictions.get(image, ""), subject.references[image]) for image in result.ids]
+    results, notes = dict(result.results), list(result.notes)
+    if config.meteor:
+        candidates = [coco_tokens(caption) for caption, _ in texts]
+        corpus, _ = meteor(candidates, [list(map(coco_tokens, own)) for _, own in texts])
+        results["meteor"] = Result(corpus)
+    if config.verify_java:
+        flat = [text for caption, own in texts for text in (caption, *own)]
+        official = java_tokens(flat)
+        differing = [text for text, tokens in zip(flat, official, strict=True) if tokens != coco_tokens(text)]
+        notes.append(f"the Java tokenizer splits {len(differing)} of {len(flat)} captions and references otherwise")
+        notes += [f"split otherwise: {text}" for text in differing[:SHOWN]]
+        words = iter(" ".join(tokens) for tokens in official)
+        joined = [(next(words), [next(words) for _ in own]) for _, own in texts]
+        theirs = score(
+            {image: caption for image, (caption, _) in zip(result.ids, joined, strict=True)},
+            {image: own for image, (_, own) in zip(result.ids, joined, strict=True)},
+            tokenizer="whitespace",
+        )
+        results |= {f"{name}_java": Result(theirs.metrics[name]) for name in ("bleu4", "rouge_l", "cider_d")}
+    return replace(result, results=results, notes=tuple(notes))
+
+
+def _recipe(settings: Sequence[str], tables: dict[str, object], sections: Sequence[str]) -> Recipe:
+    """The recipe with ``--set`` put in, in the sections that are free here."""
+    tables = apply_settings(tables, settings)
+    if other := sorted(set(tables) - set(sections)):
+        raise UsageError(f"--set {other[0]}.…: only {', '.join(sections)} can be set here")
+    return build_recipe(tables, "eval")
+
+
+def _captions_of_files(options: Options) -> Subject:
     if not (options.predictions and options.references):
         raise UsageError("scoring captions takes both --predictions FILE and --references FILE")
     if options.checkpoint or options.data:
@@ -107,13 +162,19 @@ def _score_files(options: Options) -> Evaluation:
     if options.missing not in ("error", "zero"):
         raise UsageError(f"--missing {options.missing}: give error or zero")
     notes: list[str] = []
-    references = read_references(options.references)
+    references = read_references(*options.references)
     predictions = align(read_predictions(options.predictions, notes=notes), references, notes=notes)
-    scores = score(predictions, references, missing="zero" if options.missing == "zero" else "error")
-    return _join({}, scores, notes)
+    return Subject(
+        what=f"{options.predictions.name} against {', '.join(path.name for path in options.references)}",
+        predictions=predictions,
+        references=references,
+        missing="zero" if options.missing == "zero" else "error",
+        columns=read_columns(options.references[0]),
+        notes=tuple(notes),
+    )
 
 
-def _measure_checkpoint(options: Options) -> tuple[Evaluation, ExitCode]:
+def _captions_of_checkpoint(options: Options) -> tuple[Subject, Recipe]:
     if not (options.checkpoint and options.data):
         raise UsageError(
             "eval takes --checkpoint DIR --dataset NAME --data DIR, or --predictions FILE --references FILE"
@@ -122,114 +183,54 @@ def _measure_checkpoint(options: Options) -> tuple[Evaluation, ExitCode]:
     from grrcoca_cli.commands.datasets import open_split
 
     captioner = Captioner.load(options.checkpoint, options.device)
-    config = captioner.checkpoint.config
-    tables = apply_settings({"generation": config.generation.model_dump()}, options.settings)
-    tables["data"] = {"dataset": options.dataset, "path": options.data, **tables.get("data", {})}
-    if other := sorted(set(tables) - {"data", "training", "eval", "generation"}):
-        raise UsageError(f"--set {other[0]}.…: comes from the checkpoint")
-    recipe = build_recipe(tables, "eval")
-    if recipe.data.dataset not in ("folder", "roco", "shards", "phantoms"):
-        raise UsageError(f"--dataset {options.dataset}: see `grrcoca ls datasets`")
+    tables: dict[str, object] = {
+        "generation": captioner.checkpoint.config.generation.model_dump(),
+        "data": {"dataset": options.dataset, "path": options.data},
+    }
+    recipe = _recipe(options.settings, tables, ("data", "training", "eval", "generation"))
     dataset = open_split(recipe.data, options.split)
     if len(dataset) == 0:
         raise UsageError(f"the {options.split} split of {options.data} has no sample with picture and caption")
     say(f"evaluating {captioner.checkpoint.folder} on {len(dataset)} samples of {options.data}, {options.split}")
-
-    losses = measure_losses(captioner, dataset, recipe.training, recipe.eval)
-    predictions, unread = caption_dataset(captioner, dataset, recipe.generation)
-    if options.out:
-        lines = (json.dumps({"id": key, "caption": text}, ensure_ascii=False) for key, text in predictions.items())
-        write_atomically(options.out, "".join(line + "\n" for line in lines))
-    result = judge(dataset, predictions, losses)
-    return result, ExitCode.SOME_INPUTS_FAILED if unread else ExitCode.OK
+    return caption_and_measure(captioner, dataset, recipe, options.split), recipe
 
 
-def judge(dataset: CaptionDataset, predictions: dict[str, str], losses: LossReport) -> Evaluation:
-    """Losses and caption scores together; samples without a prediction (unreadable pictures) are left out."""
+def caption_and_measure(captioner: Captioner, dataset: CaptionDataset, recipe: Recipe, split: str) -> Subject:
+    """Losses and captions of every sample, each picture read and encoded once.
+
+    Raises:
+        UnreadableImage: No picture can be read.
+    """
+    from grrcoca_cli.commands.modelside import describe_model, run_model
+
+    found = run_model(captioner, dataset, recipe)
+    if not found.captions:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in found.measurements.skipped.most_common())
+        raise UnreadableImage("unreadable", f"none of the pictures of this split can be read ({kinds})")
     samples = [dataset.peek(index) for index in range(len(dataset))]
-    references = {sample.key: list(sample.captions) for sample in samples}
-    if not predictions:
-        raise UnreadableImage("unreadable", "none of the pictures of this split can be read")
-    scores = score(predictions, references, missing="skip")
-    notes = [
-        f"contrastive loss among {losses.contrastive_batch} pairs; {losses.left_out} of a last short batch left out",
-        "perplexity and losses count the end token; the first caption of each sample is the one scored",
-    ]
-    if losses.truncated:
-        notes.append(f"{losses.truncated} captions are longer than the context; their losses are of what fits")
-    if losses.skipped:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in losses.skipped.most_common())
-        notes.append(f"unreadable pictures, left out: {kinds}")
-    return _join({name: getattr(losses, name) for name in losses.METRICS}, scores, notes)
-
-
-def measure_losses(
-    captioner: Captioner, dataset: CaptionDataset, training: TrainingConfig, evaluation: EvalConfig
-) -> LossReport:
-    """The model-side numbers of a data set, pictures read by the captioner's reader."""
-    from grrcoca_cli.data.batches import BatchReader, evaluation_batches
-    from grrcoca_cli.training.evaluate import evaluate_losses
-
-    checkpoint = captioner.checkpoint
-    contract = checkpoint.config.image
-    reader = BatchReader(
+    return Subject(
+        what=f"{captioner.checkpoint.folder.name} on {split}",
+        predictions={key: best.text for key, best in found.captions.items()},
+        references={sample.key: list(sample.captions) for sample in samples},
+        missing="skip",
+        columns={sample.key: sample.fields for sample in samples},
+        model=describe_model(found, recipe),
         dataset=dataset,
-        read_image=captioner.read,
-        tokenizer=checkpoint.tokenizer,
-        image_size=contract.size,
-        context_length=checkpoint.config.model.context_length,
-        fit=contract.fit,
-        mean=contract.mean,
-        std=contract.std,
+        captioner=captioner,
+        unread=found.measurements.skipped.total(),
     )
-    batches = evaluation_batches(reader, BATCH)
-    group = evaluation.batch_size
-    report = evaluate_losses(checkpoint.model, batches, checkpoint.tokenizer, training, group, captioner.device)
-    assert report is not None  # nobody asked it to stop
-    return report
 
 
-def caption_dataset(
-    captioner: Captioner, dataset: CaptionDataset, settings: GenerationConfig
-) -> tuple[dict[str, str], int]:
-    """The best caption of each sample by key, and how many pictures could not be read."""
-    captions: dict[str, str] = {}
-    unread = 0
-    progress = ProgressLine()
-    for start in range(0, len(dataset), BATCH):
-        keys, pixels = [], []
-        for index in range(start, min(start + BATCH, len(dataset))):
-            sample = dataset[index]
-            try:
-                pixels.append(captioner.read(sample.image))
-            except UnreadableImage as error:
-                say(f"{sample.key}: {error}")
-                unread += 1
-                continue
-            keys.append(sample.key)
-        if pixels:
-            found = captioner.caption_pixels(pixels, settings, seed_offset=start)
-            captions |= {key: best[0].text for key, best in zip(keys, found, strict=True)}
-        progress.show(f"captioned {len(captions)}/{len(dataset)}")
-    progress.close()
-    return captions, unread
+def _write_files(options: Options, subject: Subject, result: Evaluation, config: EvalConfig) -> None:
+    if options.out:
+        rows = [{"id": key, "caption": text} for key, text in subject.predictions.items()]
+        write_atomically(options.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    if options.save_idf:
+        write_atomically(options.save_idf, dump_idf(subject.references, tokenizer=config.tokenizer))
+    if options.per_image:
+        write_rows(options.per_image, per_image_rows(result, subject.predictions, subject.references))
+    if options.report:
+        from grrcoca_cli.commands.report import make_report
 
-
-def _join(losses: dict[str, float], scores: Scores, notes: Sequence[str]) -> Evaluation:
-    return Evaluation({**losses, **scores.metrics}, (*notes, *scores.notes), scores.images, scores.signature)
-
-
-def show_table(result: Evaluation) -> None:
-    """Print the metrics as a table on stdout, notes and signature below."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("metric", "value", title=f"{result.samples} images", title_justify="left")
-    table.columns[1].justify = "right"
-    for name, value in result.metrics.items():
-        table.add_row(LABELS[name], "-" if value is None else f"{value:.4f}")
-    console = Console(soft_wrap=True)
-    console.print(table)
-    for note in result.notes:
-        console.print(f"· {note}", markup=False, highlight=False)
-    console.print(result.signature, style="dim", markup=False, highlight=False)
+        write_atomically(options.report, make_report(subject, result, config, options))
+        say(f"report: {options.report}")

@@ -4,11 +4,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Pixels = NDArray[np.float32]
 """One picture, (C, H, W), C 1 or 3, values in [0, 1]."""
@@ -19,7 +21,7 @@ ImageSource = Path | bytes
 ImageReader = Callable[[ImageSource], Pixels]
 """Reads one picture; raises `errors.UnreadableImage` and nothing else for bad input."""
 
-Augmentation = Callable[[Tensor, int], Tensor]
+Augmentation = Callable[["Tensor", int], "Tensor"]
 """Takes a picture (3, S, S) in [0, 1] and a seed of its own, gives the same shape and range."""
 
 

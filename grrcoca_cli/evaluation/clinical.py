@@ -246,7 +246,7 @@ def _denied(words: Sequence[str], place: int) -> bool:
 
 def _sizes(text: str) -> list[Mention]:
     """Lengths in millimetres."""
-    found = []
+    found: list[Mention] = []
     for numbers, unit in _SIZE.findall(text):
         for number in re.findall(r"\d+(?:[.,]\d+)?", numbers):
             value = float(number.replace(",", ".")) * _MILLIMETRES[unit]
@@ -256,7 +256,7 @@ def _sizes(text: str) -> list[Mention]:
 
 def _levels(text: str) -> list[Mention]:
     """Vertebral levels: ``l4-l5``, ``L4/5`` and ``C3``; T1 and T2 are left to magnetic resonance."""
-    found = []
+    found: list[Mention] = []
     for region, first, second_region, second in _LEVEL.findall(text):
         for letter, number in ((region, first), (second_region or region, second)):
             is_weighting = letter == "t" and number in ("1", "2")

@@ -4,16 +4,25 @@ The one place that looks into pycocoevalcap. Its own wrappers are not used: they
 end after a Java exception, and print decimal commas where the locale has them.
 """
 
+import os
 import shutil
-import subprocess
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import PIPE, Popen, TimeoutExpired
+from types import FrameType
 
 from grrcoca_cli.errors import UsageError
 from grrcoca_cli.evaluation.tokenize import PUNCTUATION, one_line
 
-_LOCALE = ("-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8")
+_LOCALE = (
+    *("-Duser.language=en", "-Duser.country=US"),
+    *("-Duser.language.format=en", "-Duser.country.format=US"),  # set apart on macOS, and wins in numbers
+    *("-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8"),
+)
 _METEOR = "meteor/meteor-1.5.jar"
 _TOKENIZER = "tokenizer/stanford-corenlp-3.4.1.jar"
 
@@ -85,21 +94,52 @@ def _run(arguments: Sequence[str], lines: Sequence[str], timeout: float, *, expe
             "METEOR and the Java tokenizer need a Java runtime, and no java is on the PATH: install one (on Debian: "
             "apt-get install default-jre-headless), or leave eval.meteor and eval.verify_java off"
         )
-    try:
-        done = subprocess.run(
-            [java, *_LOCALE, *arguments],
-            input="".join(line + "\n" for line in lines).encode(),
-            capture_output=True,
-            timeout=timeout,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise UsageError(f"Java did not finish within {timeout:g} s and was stopped: give it fewer captions") from None
-    found = done.stdout.decode(errors="replace").split("\n")[:-1]
-    if done.returncode or len(found) != expected:
-        said = done.stderr.decode(errors="replace").strip().splitlines()[-3:]
+    text = "".join(line + "\n" for line in lines).encode(errors="replace")  # half a surrogate pair is no UTF-8
+    with _stopped_at_the_end([java, *_LOCALE, *arguments]) as process:
+        try:
+            out, err = process.communicate(text, timeout=timeout)
+        except TimeoutExpired:
+            raise UsageError(
+                f"Java did not finish within {timeout:g} s and was stopped: give it fewer captions"
+            ) from None
+    found = out.decode(errors="replace").split("\n")[:-1]
+    if process.returncode or len(found) != expected:
         raise UsageError(
-            f"Java ended with {done.returncode} after {len(found)} of {expected} lines"
-            + (f"; it said: {' / '.join(said)}" if said else "")
+            f"Java ended with {process.returncode} after {len(found)} of {expected} lines{_said(err or out)}; "
+            "eval.meteor and eval.verify_java can be left off"
         )
     return found
+
+
+def _said(output: bytes) -> str:
+    """The end of what a Java program wrote, without the frames of a stack trace: they hide the exception's own line."""
+    lines = output.decode(errors="replace").splitlines()
+    words = [line for line in lines if line.strip() and not line.startswith(("\tat ", "Picked up "))]
+    return f"; it said: {' / '.join(words[-3:])}" if words else ""
+
+
+@contextmanager
+def _stopped_at_the_end(command: Sequence[str]) -> Iterator[Popen[bytes]]:
+    """A process that is gone with all it started once the context ends, also by a signal that ends this process.
+
+    ``java`` may be a script that starts the real one: its process group is its own, and is killed as a whole. A signal
+    that someone else already handles stays theirs.
+    """
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    free = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    taken = free if threading.current_thread() is threading.main_thread() else []
+    for number in taken:
+        signal.signal(number, leave)
+    try:
+        with Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True) as process:
+            try:
+                yield process
+            finally:
+                with suppress(ProcessLookupError, PermissionError):  # the second: macOS, of one that has just ended
+                    os.killpg(process.pid, signal.SIGKILL)
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)

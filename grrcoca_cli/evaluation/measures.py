@@ -31,7 +31,7 @@ class Measure:
         return float(self.finish(self.parts.sum(axis=0)))
 
 
-def mean_of(name: str, values: Floats, *, higher_is_better: bool = True) -> Measure:
+def mean_of(name: str, values: Floats | NDArray[np.bool_], *, higher_is_better: bool = True) -> Measure:
     """The measure that is a plain mean of one value (N,) an image."""
     parts = np.stack([np.asarray(values, np.float64), np.ones(len(values))], axis=1)
     return Measure(name, parts, ratio, higher_is_better)

@@ -23,12 +23,14 @@ class CoCaOutput(NamedTuple):
         image_features, text_features: Unit vectors (B, E).
         logits: Next-token logits at the target positions alone (T, V), row after row.
         targets: The tokens to be predicted there (T,).
+        memory: The captioner's image tokens (B, Q, Dm), for decoding the same pictures.
     """
 
     image_features: Tensor
     text_features: Tensor
     logits: Tensor
     targets: Tensor
+    memory: Tensor
 
 
 class CoCa(nn.Module):
@@ -75,7 +77,8 @@ class CoCa(nn.Module):
         decoded = self.text_decoder.decode(hidden[:, :-1], memory)  # (B, L - 1, D)
         targets = tokens[:, 1:]
         real = targets != pad_id
-        return CoCaOutput(image_features, text_features, self.text_decoder.head(decoded[real]), targets[real])
+        logits = self.text_decoder.head(decoded[real])  # (T, V)
+        return CoCaOutput(image_features, text_features, logits, targets[real], memory)
 
     @property
     def temperature(self) -> Tensor:

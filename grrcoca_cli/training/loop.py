@@ -39,7 +39,7 @@ from grrcoca_cli.training.checkpoint import (
     sound_checkpoints,
 )
 from grrcoca_cli.training.device import autocast, explain_out_of_memory
-from grrcoca_cli.training.evaluate import LossReport, evaluate_losses
+from grrcoca_cli.training.evaluate import LossReport, measure
 from grrcoca_cli.training.optimizer import learning_rate, make_optimizers
 from grrcoca_cli.training.runfolder import (
     RECIPE,
@@ -258,8 +258,9 @@ def _evaluate(run: Run, reader: BatchReader, should_stop: Callable[[], bool]) ->
     if len(reader.dataset) == 0:
         return None
     batches = evaluation_batches(reader, run.recipe.training.batch_size)
-    group = run.recipe.eval.batch_size
-    return evaluate_losses(run.model, batches, run.tokenizer, run.recipe.training, group, run.device, should_stop)
+    training = run.recipe.training
+    found = measure(run.model, batches, run.tokenizer, training.precision, run.device, should_stop)
+    return found.report(training, run.recipe.eval.batch_size) if found is not None else None
 
 
 def _validation_reader(run: Run) -> BatchReader:

@@ -24,7 +24,8 @@ from grrcoca_cli.data.batches import (
     steps_per_epoch,
     training_batches,
 )
-from grrcoca_cli.data.images import fit_image, read_picture
+from grrcoca_cli.data.images import fit_image
+from grrcoca_cli.data.pictures import read_picture
 from grrcoca_cli.data.tokenizer import CaptionTokenizer
 from grrcoca_cli.errors import OutOfResources, UsageError
 

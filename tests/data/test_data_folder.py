@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from grrcoca_cli.data.folder import list_splits, open_folder
-from grrcoca_cli.data.images import read_picture
+from grrcoca_cli.data.pictures import read_picture
 from grrcoca_cli.errors import UsageError
 
 

@@ -10,7 +10,8 @@ from pydicom import Dataset
 
 from grrcoca_cli.errors import UsageError
 from medical.image import RadiologyImage, read_image
-from medical.intensity import CT_PRESETS, WindowChoice, apply_window
+from medical.intensity import apply_window
+from medical.windows import CT_PRESETS, parse_windows
 
 Read = Callable[..., RadiologyImage]
 
@@ -140,12 +141,12 @@ def test_center_and_width_as_asked_win_over_the_file(read):
 @pytest.mark.parametrize("text", ["", "lungs", "40/0", "40/-4", "nan/3", "1e3/2", "-1", "40,400"])
 def test_a_window_that_is_no_window_is_a_usage_error(text):
     with pytest.raises(UsageError, match="centre/width"):
-        WindowChoice.parse(text)
+        parse_windows(text)
 
 
 def test_a_near_miss_names_the_preset_that_was_meant():
     with pytest.raises(UsageError, match="did you mean 'lung'"):
-        WindowChoice.parse("lungs")
+        parse_windows("lungs")
 
 
 def test_monochrome1_is_the_inverse_of_monochrome2(read):

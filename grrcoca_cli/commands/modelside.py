@@ -1,0 +1,124 @@
+"""What a checkpoint makes of a data set: each picture read and encoded once, measured and captioned."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from grrcoca_cli.console import ProgressLine
+from grrcoca_cli.data.batches import Batch, BatchReader, evaluation_batches
+from grrcoca_cli.evaluation.calibration import expected_calibration_error
+from grrcoca_cli.evaluation.judge import ModelSide
+from grrcoca_cli.evaluation.measures import Floats, Measure, ratio
+from grrcoca_cli.evaluation.retrieval import retrieval
+from grrcoca_cli.training.evaluate import Measurements, measure
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from grrcoca_cli.captioner import Caption, Captioner
+    from grrcoca_cli.config import Recipe, TrainingConfig
+    from grrcoca_cli.data.base import CaptionDataset
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class ModelRun:
+    """A model's measurements, and its best caption of each picture by key."""
+
+    measurements: Measurements
+    captions: dict[str, Caption]
+    scored: dict[str, str]  # the reference that the losses are of, by key
+
+
+def run_model(captioner: Captioner, dataset: CaptionDataset, recipe: Recipe) -> ModelRun:
+    """Read every picture of a set once; measure and caption it."""
+    checkpoint = captioner.checkpoint
+    contract = checkpoint.config.image
+    reader = BatchReader(
+        dataset=dataset,
+        read_image=captioner.read,
+        tokenizer=checkpoint.tokenizer,
+        image_size=contract.size,
+        context_length=checkpoint.config.model.context_length,
+        fit=contract.fit,
+        mean=contract.mean,
+        std=contract.std,
+    )
+    captions: dict[str, Caption] = {}
+    scored: dict[str, str] = {}
+    progress = ProgressLine()
+
+    def caption(batch: Batch, memory: Tensor) -> None:
+        found = captioner.caption_memory(memory, recipe.generation, seed_offset=len(captions))
+        captions.update((key, best[0]) for key, best in zip(batch.keys, found, strict=True))
+        scored.update(zip(batch.keys, batch.captions, strict=True))
+        progress.show(f"evaluated {len(captions)}/{len(dataset)}")
+
+    batches = evaluation_batches(reader, BATCH, recipe.data.workers)
+    precision = recipe.training.precision
+    measurements = measure(
+        checkpoint.model, batches, checkpoint.tokenizer, precision, captioner.device, on_batch=caption
+    )
+    progress.close()
+    assert measurements is not None  # nobody asked it to stop
+    return ModelRun(measurements, captions, scored)
+
+
+def describe_model(run: ModelRun, recipe: Recipe) -> ModelSide:
+    """Losses, perplexities, retrieval and calibration, in the form that intervals are made of."""
+    found = run.measurements
+    report = found.report(recipe.training, recipe.eval.batch_size)
+    ranks = retrieval(found.image_features.numpy(), found.text_features.numpy(), list(run.scored.values()))
+    notes = [
+        f"contrastive loss among {report.contrastive_batch} pairs; {report.left_out} of a last short batch left out",
+        "perplexity and losses count the end token; the first caption of each sample is the one scored",
+        f"retrieval among all {len(found.keys)} pairs; equal scores count against the model, equal captions for it",
+    ]
+    if report.truncated:
+        notes.append(f"{report.truncated} captions are longer than the context; their losses are of what fits")
+    if found.skipped:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in found.skipped.most_common())
+        notes.append(f"unreadable pictures, left out: {kinds}")
+    return ModelSide(
+        ids=found.keys,
+        measures=[*_losses(found, report.contrastive_batch, recipe.training), *ranks.measures()],
+        values={
+            "image_to_text_median_rank": ranks.image_to_text_median,
+            "text_to_image_median_rank": ranks.text_to_image_median,
+            "ece": expected_calibration_error(found.confidence, found.correct).error,
+        },
+        logprobs={key: caption.logprob for key, caption in run.captions.items()},
+        notes=notes,
+    )
+
+
+def _losses(found: Measurements, group: int, training: TrainingConfig) -> list[Measure]:
+    pairs = found.pair_losses(group)
+    contrastive = np.zeros((len(found.keys), 2))  # those of a last short group have no part in it
+    contrastive[: len(pairs)] = np.stack([pairs, np.ones(len(pairs))], axis=1)
+    nll, tokens, words, size = found.parts.T
+
+    def coca(sums: Floats) -> Floats:
+        return training.contrastive_weight * ratio(sums[..., :2]) + training.caption_weight * ratio(sums[..., 2:])
+
+    def exponential(sums: Floats) -> Floats:
+        return np.exp(np.minimum(ratio(sums), 700))
+
+    def over(denominator: Floats) -> Floats:
+        return np.stack([nll, denominator], axis=1)
+
+    both = np.concatenate([contrastive, over(tokens)], axis=1)
+    bits = np.stack([nll / math.log(2), size], axis=1)
+    return [
+        Measure("contrastive_loss", contrastive, ratio, higher_is_better=False),
+        Measure("caption_loss", over(tokens), ratio, higher_is_better=False),
+        Measure("coca_loss", both, coca, higher_is_better=False),
+        Measure("ppl_token", over(tokens), exponential, higher_is_better=False),
+        Measure("ppl_word", over(words), exponential, higher_is_better=False),
+        Measure("bits_per_byte", bits, ratio, higher_is_better=False),
+    ]

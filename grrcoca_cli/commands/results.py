@@ -1,0 +1,182 @@
+"""How an evaluation is shown: tables for people, JSON for programs, a row an image for whoever looks closer."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grrcoca_cli.errors import UsageError
+from grrcoca_cli.evaluation.statistics import MIN_RANKED
+from grrcoca_cli.files import write_atomically
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from grrcoca_cli.evaluation.judge import Evaluation, Result
+
+SCHEMA = 2
+LABELS = {
+    "contrastive_loss": "contrastive loss",
+    "caption_loss": "caption loss",
+    "coca_loss": "CoCa loss",
+    "ppl_token": "perplexity (token)",
+    "ppl_word": "perplexity (word)",
+    "bits_per_byte": "bits per byte",
+    **{
+        f"{one}_to_{other}_r{k}": f"{one} to {other} R@{k}"
+        for one, other in (("image", "text"), ("text", "image"))
+        for k in (1, 5, 10)
+    },
+    "image_to_text_median_rank": "image to text median rank",
+    "text_to_image_median_rank": "text to image median rank",
+    "ece": "calibration error (ECE)",
+    "spearman_logprob_cider": "rank correlation, log-probability and CIDEr",
+    "bleu1": "BLEU-1",
+    "bleu2": "BLEU-2",
+    "bleu3": "BLEU-3",
+    "bleu4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+    "cider_d": "CIDEr-D",
+    "meteor": "METEOR",
+    "imageclef_rouge1": "ROUGE-1 (ImageCLEF)",
+    "chrf": "chrF",
+    "bleu4_java": "BLEU-4, Java tokenizer",
+    "rouge_l_java": "ROUGE-L, Java tokenizer",
+    "cider_d_java": "CIDEr-D, Java tokenizer",
+    **{
+        f"{kind}_conflict": f"{kind} conflicts (proxy)" for kind in ("side", "negation", "modality", "plane", "numbers")
+    },
+}
+
+
+def as_json(result: Evaluation) -> dict[str, Any]:
+    """The result under its schema."""
+    return {
+        "schema": SCHEMA,
+        "samples": result.images,
+        "metrics": {name: _metric(found) for name, found in result.results.items()},
+        "groups": [
+            {"name": group.name, "images": group.images, "ranked": group.images >= MIN_RANKED, "values": group.values}
+            for group in result.groups
+        ],
+        "clinical_proxies": result.clinical.as_json(),
+        "diversity": result.diversity,
+        "notes": list(result.notes),
+        "signature": result.signature,
+    }
+
+
+def _metric(found: Result) -> dict[str, Any]:
+    row: dict[str, Any] = {"value": found.value, "interval": None}
+    if found.interval is not None:
+        row["interval"] = [found.interval.low, found.interval.high]
+    if found.floor is not None:
+        row["random_caption"] = found.floor
+    if found.other is not None:
+        row["other"] = found.other
+    if found.difference is not None:
+        row["difference"] = asdict(found.difference)
+    return row
+
+
+def per_image_rows(
+    result: Evaluation, predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> list[dict[str, Any]]:
+    """A row an image: caption, references, scores, conflicts."""
+    return [
+        {
+            "id": image,
+            "caption": predictions.get(image, ""),
+            "references": list(references[image]),
+            **result.per_image[image],
+            "conflicts": list(result.clinical.per_image[image]),
+        }
+        for image in result.ids
+    ]
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows as JSON Lines or CSV, by the file's extension; in CSV lists are joined by `` | ``.
+
+    Raises:
+        UsageError: Another extension.
+    """
+    kind = path.suffix.lower()
+    if kind == ".jsonl":
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    elif kind == ".csv":
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        writer.writerow(columns)
+        writer.writerows([_cell(row.get(column, "")) for column in columns] for row in rows)
+        text = stream.getvalue()
+    else:
+        raise UsageError(f"{path}: name it .csv or .jsonl")
+    write_atomically(path, text)
+
+
+def _cell(value: object) -> object:
+    return " | ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def show_tables(result: Evaluation) -> None:
+    """Print metrics, groups and conflicts as tables on stdout, notes and signature below."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=True)
+    console.print(_metrics_table(result))
+    if result.groups:
+        console.print(_groups_table(result))
+    for note in result.notes:
+        console.print(f"· {note}", markup=False, highlight=False)
+    console.print(result.signature, style="dim", markup=False, highlight=False)
+
+
+def _metrics_table(result: Evaluation) -> Table:
+    from rich.table import Table
+
+    compared = any(found.difference for found in result.results.values())
+    columns = ["metric", "value", "95 % interval", "random caption"]
+    columns += ["other", "difference", "95 % interval", "p"] if compared else []
+    table = Table(*columns, title=f"{result.images} images", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, found in result.results.items():
+        cells = [LABELS.get(name, name), _number(found.value), _interval(found.interval), _number(found.floor, "")]
+        if compared and found.difference is not None:
+            change = found.difference
+            cells += [
+                _number(found.other),
+                _number(change.value, sign=True),
+                _interval(change.interval, sign=True),
+                f"{change.p:.4f}",
+            ]
+        table.add_row(*cells)
+    return table
+
+
+def _groups_table(result: Evaluation) -> Table:
+    from rich.table import Table
+
+    shown = [name for name in ("caption_loss", "bleu4", "rouge_l", "cider_d") if name in result.groups[0].values]
+    table = Table("group", "images", *(LABELS[name] for name in shown), title="groups", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for group in result.groups:
+        name = group.name if group.images >= MIN_RANKED else f"{group.name} (too few to rank)"
+        table.add_row(name, str(group.images), *(_number(group.values[metric]) for metric in shown))
+    return table
+
+
+def _number(value: float | None, absent: str = "-", *, sign: bool = False) -> str:
+    return absent if value is None else f"{value:+.4f}" if sign else f"{value:.4f}"
+
+
+def _interval(interval: Any, *, sign: bool = False) -> str:
+    return "" if interval is None else f"{_number(interval.low, sign=sign)} … {_number(interval.high, sign=sign)}"
