@@ -8,7 +8,6 @@ import numpy as np
 
 from grrcoca_cli.captioner import Captioner
 from grrcoca_cli.commands.datasets import open_split
-from grrcoca_cli.commands.evaluate import Options as EvaluationOptions
 from grrcoca_cli.commands.evaluate import caption_and_measure, judge_subject
 from grrcoca_cli.commands.results import as_json as results_as_json
 from grrcoca_cli.commands.results import show_tables
@@ -51,7 +50,7 @@ def demo(out: Path, device: str, *, as_json: bool) -> ExitCode:
     dataset = open_split(DataConfig(dataset="folder", path=str(studies)), "test")
     subject = caption_and_measure(captioner, dataset, recipe, "test")
     predictions = subject.predictions
-    result = judge_subject(subject, recipe.eval, EvaluationOptions())
+    result = judge_subject(subject, recipe.eval)
     captioner.read = _blank
     blind = caption_and_measure(captioner, dataset, recipe, "test").predictions
 

@@ -14,7 +14,7 @@ from grrcoca_cli.console import say
 from grrcoca_cli.errors import ExitCode, UnreadableImage, UsageError
 from grrcoca_cli.evaluation import align, read_columns, read_predictions, read_references
 from grrcoca_cli.evaluation.judge import Evaluation, ModelSide, Result, Settings, judge
-from grrcoca_cli.evaluation.metrics import Missing, dump_idf, read_idf, score
+from grrcoca_cli.evaluation.metrics import Idf, Missing, dump_idf, read_idf, score
 from grrcoca_cli.files import write_atomically
 
 if TYPE_CHECKING:
@@ -87,8 +87,13 @@ def evaluate(options: Options) -> ExitCode:
         subject = _captions_of_files(options)
     else:
         subject, recipe = _captions_of_checkpoint(options)
-    result = judge_subject(subject, recipe.eval, options)
-    _write_files(options, subject, result, recipe.eval)
+    notes = list(subject.notes)
+    other = None
+    if options.compare:
+        other = align(read_predictions(options.compare, notes=notes), subject.references, notes=notes)
+    idf = read_idf(options.idf) if options.idf else None
+    result = judge_subject(replace(subject, notes=tuple(notes)), recipe.eval, other, idf)
+    _write_files(options, subject, result, recipe.eval, other)
     if options.as_json:
         print(json.dumps(as_json(result)))
     else:
@@ -96,26 +101,24 @@ def evaluate(options: Options) -> ExitCode:
     return ExitCode.SOME_INPUTS_FAILED if subject.unread else ExitCode.OK
 
 
-def judge_subject(subject: Subject, config: EvalConfig, options: Options) -> Evaluation:
-    """All numbers of a subject, those that need Java where they were asked for."""
-    notes = list(subject.notes)
-    other = None
-    if options.compare:
-        other = align(read_predictions(options.compare, notes=notes), subject.references, notes=notes)
+def judge_subject(
+    subject: Subject, config: EvalConfig, other: Mapping[str, str] | None = None, idf: Idf | None = None
+) -> Evaluation:
+    """All numbers of a subject, those that need Java where they were asked for; beside those of ``other`` captions."""
     settings = Settings(config.tokenizer, config.group_by, config.cluster_by, config.resamples, config.seed)
     result = judge(
         subject.predictions,
         subject.references,
         settings,
         missing=subject.missing,
-        idf=read_idf(options.idf) if options.idf else None,
+        idf=idf,
         columns=subject.columns,
         model=subject.model,
         other=other,
     )
     if config.meteor or config.verify_java:
         result = _with_java(result, subject, config)
-    return replace(result, notes=(*notes, *result.notes))
+    return replace(result, notes=(*subject.notes, *result.notes))
 
 
 def _with_java(result: Evaluation, subject: Subject, config: EvalConfig) -> Evaluation:
@@ -221,7 +224,9 @@ def caption_and_measure(captioner: Captioner, dataset: CaptionDataset, recipe: R
     )
 
 
-def _write_files(options: Options, subject: Subject, result: Evaluation, config: EvalConfig) -> None:
+def _write_files(
+    options: Options, subject: Subject, result: Evaluation, config: EvalConfig, other: Mapping[str, str] | None
+) -> None:
     if options.out:
         rows = [{"id": key, "caption": text} for key, text in subject.predictions.items()]
         write_atomically(options.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -232,5 +237,6 @@ def _write_files(options: Options, subject: Subject, result: Evaluation, config:
     if options.report:
         from grrcoca_cli.commands.report import make_report
 
-        write_atomically(options.report, make_report(subject, result, config, options))
+        compared_with = options.compare.name if options.compare else None
+        write_atomically(options.report, make_report(subject, result, config, other, compared_with))
         say(f"report: {options.report}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grrcoca_cli.errors import UsageError
+from grrcoca_cli.evaluation.clinical import KINDS
 from grrcoca_cli.evaluation.statistics import MIN_RANKED
 from grrcoca_cli.files import write_atomically
 
@@ -48,10 +49,9 @@ LABELS = {
     "bleu4_java": "BLEU-4, Java tokenizer",
     "rouge_l_java": "ROUGE-L, Java tokenizer",
     "cider_d_java": "CIDEr-D, Java tokenizer",
-    **{
-        f"{kind}_conflict": f"{kind} conflicts (proxy)" for kind in ("side", "negation", "modality", "plane", "numbers")
-    },
+    **{f"{kind}_conflict": f"{kind} conflicts (proxy)" for kind in KINDS},
 }
+PROXIES = tuple(f"{kind}_conflict" for kind in KINDS)
 
 
 def as_json(result: Evaluation) -> dict[str, Any]:
@@ -126,11 +126,15 @@ def _cell(value: object) -> object:
 
 
 def show_tables(result: Evaluation) -> None:
-    """Print metrics, groups and conflicts as tables on stdout, notes and signature below."""
+    """Print metrics, comparison, conflicts and groups as tables on stdout, notes and signature below."""
     from rich.console import Console
 
     console = Console(soft_wrap=True)
     console.print(_metrics_table(result))
+    if any(found.difference for found in result.results.values()):
+        console.print(_comparison_table(result))
+    if any(proxy.comparable for proxy in result.clinical.kinds.values()):
+        console.print(_proxies_table(result))
     if result.groups:
         console.print(_groups_table(result))
     for note in result.notes:
@@ -138,36 +142,45 @@ def show_tables(result: Evaluation) -> None:
     console.print(result.signature, style="dim", markup=False, highlight=False)
 
 
-def _metrics_table(result: Evaluation) -> Table:
+def _table(title: str, *columns: str) -> Table:
     from rich.table import Table
 
-    compared = any(found.difference for found in result.results.values())
-    columns = ["metric", "value", "95 % interval", "random caption"]
-    columns += ["other", "difference", "95 % interval", "p"] if compared else []
-    table = Table(*columns, title=f"{result.images} images", title_justify="left")
+    table = Table(*columns, title=title, title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
+    return table
+
+
+def _metrics_table(result: Evaluation) -> Table:
+    table = _table(f"{result.images} images", "metric", "value", "95 % interval", "random caption")
     for name, found in result.results.items():
-        cells = [LABELS.get(name, name), _number(found.value), _interval(found.interval), _number(found.floor, "")]
-        if compared and found.difference is not None:
-            change = found.difference
-            cells += [
-                _number(found.other),
-                _number(change.value, sign=True),
-                _interval(change.interval, sign=True),
-                f"{change.p:.4f}",
-            ]
-        table.add_row(*cells)
+        if name not in PROXIES:
+            floor = _number(found.floor, "")
+            table.add_row(LABELS.get(name, name), _number(found.value), _interval(found.interval), floor)
+    return table
+
+
+def _comparison_table(result: Evaluation) -> Table:
+    table = _table("against the other captions, on the same images", "metric", "other", "ours less it", "95 %", "p")
+    for name, found in result.results.items():
+        if (change := found.difference) is not None:
+            interval = _interval(change.interval, sign=True)
+            cells = [_number(found.other), _number(change.value, sign=True), interval, f"{change.p:.4f}"]
+            table.add_row(LABELS.get(name, name), *cells)
+    return table
+
+
+def _proxies_table(result: Evaluation) -> Table:
+    table = _table("conflicts with the references (a proxy)", "kind", "conflicts", "of", "rate", "precision", "recall")
+    for kind, proxy in result.clinical.kinds.items():
+        shares = [_number(share) for share in (proxy.rate, proxy.precision, proxy.recall)]
+        table.add_row(kind, str(proxy.conflicts), str(proxy.comparable), *shares)
     return table
 
 
 def _groups_table(result: Evaluation) -> Table:
-    from rich.table import Table
-
     shown = [name for name in ("caption_loss", "bleu4", "rouge_l", "cider_d") if name in result.groups[0].values]
-    table = Table("group", "images", *(LABELS[name] for name in shown), title="groups", title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = _table("groups", "group", "images", *(LABELS[name] for name in shown))
     for group in result.groups:
         name = group.name if group.images >= MIN_RANKED else f"{group.name} (too few to rank)"
         table.add_row(name, str(group.images), *(_number(group.values[metric]) for metric in shown))

@@ -4,6 +4,7 @@ The one place that looks into pycocoevalcap. Its own wrappers are not used: they
 end after a Java exception, and print decimal commas where the locale has them.
 """
 
+import gzip
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from subprocess import PIPE, Popen, TimeoutExpired
+from tempfile import TemporaryDirectory
 from types import FrameType
 
 from grrcoca_cli.errors import UsageError
@@ -52,9 +54,14 @@ def meteor(
         for caption, own in zip(candidates, references, strict=True)
     ]
     command = ["-Xmx2G", "-jar", str(_jar(_METEOR)), "-", "-", "-stdio", "-l", "en", "-norm"]
-    # Two passes: a program that is asked and answers in turns can wait for ever
+    # Two passes: a program that is asked and answers in turns can wait for ever. The second one aligns no words, and
+    # so it need not spend seconds on the table of paraphrases.
     statistics = _run(command, lines, timeout, expected=len(lines))
-    scores = _run(command, [" ||| ".join(["EVAL", *statistics])], timeout, expected=len(lines) + 1)
+    with TemporaryDirectory() as folder:
+        paraphrases = Path(folder) / "none.gz"
+        paraphrases.write_bytes(gzip.compress(b""))
+        evaluate = [*command, "-a", str(paraphrases)]
+        scores = _run(evaluate, [" ||| ".join(["EVAL", *statistics])], timeout, expected=len(lines) + 1)
     *per_image, corpus = map(float, scores)
     return corpus, per_image
 
@@ -104,9 +111,10 @@ def _run(arguments: Sequence[str], lines: Sequence[str], timeout: float, *, expe
             ) from None
     found = out.decode(errors="replace").split("\n")[:-1]
     if process.returncode or len(found) != expected:
+        unborn = out.startswith(b"Error occurred during initialization of VM")  # the one error on standard output
         raise UsageError(
-            f"Java ended with {process.returncode} after {len(found)} of {expected} lines{_said(err or out)}; "
-            "eval.meteor and eval.verify_java can be left off"
+            f"Java ended with {process.returncode} after {len(found)} of {expected} lines"
+            f"{_said(out if unborn else err)}; eval.meteor and eval.verify_java can be left off"
         )
     return found
 

@@ -153,7 +153,8 @@ def judge(
     if other is not None:
         theirs, other_values = _other(other, ids, references, settings, missing, idf)
         ours = [measure for measure in measures if measure.name in {m.name for m in theirs}]
-        differences = compare(ours, theirs, clusters=clusters, seed=settings.seed)
+        defined = [measure for measure in ours if None not in (_finite(measure.value), other_values[measure.name])]
+        differences = compare(defined, theirs, clusters=clusters, seed=settings.seed)
     higher = {measure.name: measure.higher_is_better for measure in measures}
     values: dict[str, float | None] = {measure.name: _finite(measure.value) for measure in measures}
     singles = _model_values(model, scores)

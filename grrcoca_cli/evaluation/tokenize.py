@@ -121,7 +121,7 @@ def _treebank() -> "TreebankWordTokenizer":
     return TreebankWordTokenizer()
 
 
-_PLAIN = re.compile(r" ?(?:[A-Za-z0-9]+(?:(?<=[A-Za-z]),)? )*[A-Za-z0-9]*(?:[A-Za-z]{2,} ?\.|[A-Za-z0-9]) ?")
+_PLAIN = re.compile(r" ?(?:[A-Za-z0-9]+(?:(?<=[A-Za-z]),)? )*[A-Za-z0-9]+(?:(?<=[A-Za-z][A-Za-z]) ?\.)? ?")
 _SPECIAL_WORD = re.compile(rf"\b(?i:cannot|gimme|gonna|gotta|lemme|wanna)\b|\b(?:{_ABBREVIATION})\.")
 """What `_PLAIN` captions may hold that is more than words: nine of ten pictures' captions skip the rules."""
 

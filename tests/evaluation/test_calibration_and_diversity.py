@@ -19,6 +19,12 @@ def test_calibration_by_hand() -> None:
     assert np.isnan(expected_calibration_error(np.array([0.5]), np.array([True])).accuracy[0])
 
 
+def test_a_diverged_model_has_no_calibration() -> None:
+    found = expected_calibration_error(np.array([np.nan, 0.5, 0.5]), np.array([False, True, False]))
+    assert found.error is None
+    assert found.counts.sum() == 2
+
+
 def test_a_model_that_means_what_it_says() -> None:
     confidence = np.random.default_rng(0).random(200_000)
     correct = np.random.default_rng(1).random(200_000) < confidence
@@ -33,6 +39,8 @@ def test_spearman_is_scipys() -> None:
     assert spearman([1, 2, 3], [10, 20, 99]) == pytest.approx(1)
     assert spearman([1, 1], [2, 3]) is None
     assert spearman([1], [2]) is None
+    assert spearman([1, float("nan"), 3], [1, 2, 3]) is None
+    assert spearman([float("-inf"), 1, 2], [1, 2, 3]) == pytest.approx(1)
 
 
 def test_diversity_by_hand() -> None:

@@ -36,6 +36,22 @@ def test_a_model_that_gives_all_the_same_is_last() -> None:
     assert found.measures()[2].value == 0
 
 
+@pytest.mark.parametrize(("count", "width"), [(20, 64), (37, 512), (129, 513), (1001, 768)])
+def test_rounding_breaks_no_tie(count: int, width: int) -> None:
+    """Products of the very same vectors differ in their last bits by where they stand in a matrix."""
+    vector = np.random.default_rng(count + width).normal(size=width)
+    same = np.tile((vector / np.linalg.norm(vector)).astype(np.float32), (count, 1))
+    found = retrieval(same, same, range(count))
+    assert found.image_to_text.tolist() == found.text_to_image.tolist() == [count] * count
+    assert [measure.value for measure in found.measures()] == [0.0] * 6
+
+
+def test_a_small_difference_is_still_one() -> None:
+    angle = np.array([0.0, 0.01, 0.02])
+    vectors = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+    assert retrieval(vectors, vectors, range(3)).image_to_text.tolist() == [1, 1, 1]
+
+
 def test_equal_captions_are_right_for_each_other_and_one_answer() -> None:
     images = unit([[1, 0.0], [0.9, 0.1], [0, 1]])
     texts = unit([[1, 0], [1, 0], [0, 1]])
@@ -52,6 +68,20 @@ def test_what_is_not_finite_loses() -> None:
     assert found.image_to_text.tolist() == [3, 1, 1]
     assert found.text_to_image[0] == 3
     assert found.text_to_image[1] == 2
+
+
+def test_what_is_infinite_wins_nothing() -> None:
+    texts = np.eye(3, dtype=np.float32)
+    texts[0, 0] = np.inf
+    found = retrieval(np.ones((3, 3), np.float32), texts, range(3))
+    assert found.image_to_text.tolist() == [3, 3, 3]
+    assert found.text_to_image[0] == 3
+
+
+def test_no_pairs_have_no_median() -> None:
+    found = retrieval(np.empty((0, 4), np.float32), np.empty((0, 4), np.float32), [])
+    assert np.isnan([found.image_to_text_median, found.text_to_image_median]).all()
+    assert all(np.isnan(measure.value) for measure in found.measures())
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,8 +45,17 @@ def test_the_seed_decides_and_memory_is_bounded_by_chunks(monkeypatch: pytest.Mo
     first = bootstrap_intervals([normal(0)], seed=3)
     assert first == bootstrap_intervals([normal(0)], seed=3)
     assert first != bootstrap_intervals([normal(0)], seed=4)
+    pair = [normal(1)], [normal(2)]
+    whole = compare(*pair, permutations=999)["m"]
+    assert first["m"] is not None
+    assert whole.interval is not None
     monkeypatch.setattr("grrcoca_cli.evaluation.statistics._CHUNK", 1000)
-    assert bootstrap_intervals([normal(0)], seed=3)["m"] is not None
+    parts, again = compare(*pair, permutations=999)["m"], bootstrap_intervals([normal(0)], seed=3)["m"]
+    assert parts.interval is not None
+    assert again is not None
+    assert (again.low, again.high) == pytest.approx((first["m"].low, first["m"].high))
+    assert (parts.interval.low, parts.interval.high) == pytest.approx((whole.interval.low, whole.interval.high))
+    assert parts.p == whole.p
 
 
 def test_clusters_widen_an_interval() -> None:
@@ -73,6 +82,42 @@ def test_a_system_against_itself() -> None:
         assert difference.p == 1
         assert difference.interval is not None
         assert (difference.interval.low, difference.interval.high) == (0, 0)
+
+
+@given(st.integers(2, 60), st.integers(1, 20), st.integers(0, 5))
+def test_a_system_against_itself_at_any_width(images: int, width: int, seed: int) -> None:
+    parts = np.random.default_rng(seed).random((images, width)) * 1e6
+
+    def geometric(sums: np.ndarray) -> np.ndarray:
+        return np.exp(np.log(sums).mean(axis=-1))
+
+    measures = [Measure("g", parts, geometric), normal(seed, images)]
+    for found in compare(measures, measures, resamples=20, permutations=20).values():
+        assert (found.value, found.p) == (0, 1)
+        assert found.interval is not None
+        assert (found.interval.low, found.interval.high) == (0, 0)
+
+
+def test_each_measure_is_compared_as_if_alone() -> None:
+    draw = np.random.default_rng(0)
+    ours, theirs = (
+        [normal(seed), Measure("r", draw.random((200, 3)), ratio), mean_of("n", draw.random(200))] for seed in (7, 8)
+    )
+    together = compare(ours, theirs[::-1], permutations=500)
+    assert list(together) == ["m", "r", "n"]
+    for mine, other in zip(ours, theirs, strict=True):
+        alone = compare([mine], [other], permutations=500)[mine.name]
+        assert together[mine.name].p == alone.p
+        assert together[mine.name].value == alone.value
+
+
+def test_clusters_are_swapped_whole() -> None:
+    ours, theirs = np.repeat([1.0, 1.0, 1.0], 50), np.zeros(150)
+    labels = [str(index // 50) for index in range(150)]
+    loose = compare([mean_of("m", ours)], [mean_of("m", theirs)], permutations=2000)["m"]
+    honest = compare([mean_of("m", ours)], [mean_of("m", theirs)], clusters=labels, permutations=2000)["m"]
+    assert loose.p == 1 / 2001
+    assert honest.p == pytest.approx(2 / 8, abs=0.04)  # three patients have eight ways to be swapped
 
 
 def test_pairing_finds_what_intervals_do_not() -> None:
