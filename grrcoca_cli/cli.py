@@ -139,13 +139,31 @@ def finetune(
 @app.command()
 @_command
 def caption(
-    paths: Annotated[list[Path], typer.Argument(help="DICOM files, pictures, folders.", show_default=False)],
+    paths: Annotated[
+        list[str],
+        typer.Argument(help="DICOM files, pictures, folders, zips, a DICOMDIR; - for stdin.", show_default=False),
+    ],
     checkpoint: Checkpoint = None,
-    format_: Annotated[str, typer.Option("--format", help="text, jsonl or csv.")] = "text",
+    format_: Annotated[
+        str, typer.Option("--format", help="text, jsonl, csv, fhir, or sr (structured reports, needs --with-identity).")
+    ] = "text",
     out: Annotated[
         Path | None, typer.Option(help="Write there; an interrupted run goes on.", show_default=False)
     ] = None,
     beam: Annotated[int | None, typer.Option(help="Beams; 1 is greedy.", show_default=False)] = None,
+    frame: Annotated[str, typer.Option(help="A number from 0, first, middle, all; auto chooses by kind.")] = "auto",
+    window: Annotated[
+        str,
+        typer.Option(
+            help="lung, bone, brain, …, CENTRE/WIDTH, or the index or name of a window of the file.",
+            show_default="the checkpoint's",
+        ),
+    ] = "",
+    series: Annotated[bool, typer.Option("--series", help="Group files; a slice of each volume.")] = False,
+    id_: Annotated[str, typer.Option("--id", help="Name results by path, hash (of the content) or index.")] = "path",
+    with_identity: Annotated[
+        bool, typer.Option("--with-identity", help="Allow output that carries the patient's identity (sr).")
+    ] = False,
     set_: Settings = None,
     device: Device = "auto",
     json: Annotated[bool, typer.Option("--json", help="Short for --format jsonl.")] = False,
@@ -155,7 +173,21 @@ def caption(
     from grrcoca_cli.commands.caption import caption as run
 
     settings = [*(set_ or ()), *([f"generation.beams={beam}"] if beam is not None else [])]
-    return run(Options(paths, checkpoint, "jsonl" if json else format_, out, settings, device))
+    return run(
+        Options(
+            paths=paths,
+            checkpoint=checkpoint,
+            format="jsonl" if json else format_,
+            out=out,
+            frame=frame,
+            window=window,
+            series=series,
+            name_by=id_,
+            with_identity=with_identity,
+            settings=settings,
+            device=device,
+        )
+    )
 
 
 @app.command("eval")

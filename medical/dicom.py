@@ -41,6 +41,11 @@ ELEMENTS = [
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths", *PIXEL_KEYWORDS),
 ]
 
+HEADER_ELEMENTS = [
+    *("SOPClassUID", "Modality", "ImageType", "Rows", "Columns", "NumberOfFrames"),
+    *("SeriesInstanceUID", "InstanceNumber", "ImageOrientationPatient", "ImagePositionPatient"),
+]
+
 _MODALITY_TERMS = """
     ANN AR AS ASMT AU BDUS BI BMD CFM CR CT CTPROTOCOL DD DG DM DMS DOC DX ECG EEG EMG EOG EPS ES FA FID FS GM HC HD
     IO IOL IVOCT IVUS KER KO LEN LP LS MA MG MR MS NM OAM OCT OP OPM OPR OPT OPTBSV OPTENF OPV OSS OT PA PLAN POS PR
@@ -120,6 +125,19 @@ def parse(source: Path | bytes) -> "FileDataset":
     if not has_pixels and any("End of file" in str(warning.message) for warning in said):
         raise UnreadableImage("truncated", "the file ends within an element")
     return dataset
+
+
+def parse_header(source: Path | bytes) -> "FileDataset":
+    """A DICOM file's elements that place it among others, its pixels unread. Call within `quiet_pydicom`.
+
+    Raises:
+        UnreadableImage: As `parse`.
+    """
+    from pydicom import dcmread
+
+    with io.BytesIO(source) if isinstance(source, bytes) else _SizedFile(source) as file:
+        _refuse_deflate_bomb(file)
+        return dcmread(file, force=True, stop_before_pixels=True, specific_tags=list(HEADER_ELEMENTS))
 
 
 class _SizedFile(io.BufferedReader):

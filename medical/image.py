@@ -93,9 +93,9 @@ def read_image(source: Path | bytes, *, frame: int | str = "auto", window: str |
         UsageError: `frame` or `window` is not understood.
     """
     choices, frame = parse_windows(window), _parse_frame(frame)
-    if not is_dicom(_head(source)):
+    if not is_dicom(read_head(source)):
         return _read_picture(source, choices)
-    with _named_refusals():
+    with named_refusals():
         dataset, fmt = _open_dicom(source)
         return _render(dataset, fmt, _frame_index(dataset, fmt.frames, frame), choices)
 
@@ -123,19 +123,19 @@ def read_pixels(source: Path | bytes, *, window: str | None = None) -> "Pixels":
 
 
 def _frames(source: Path | bytes, choices: tuple[WindowChoice, ...]) -> Iterator[RadiologyImage]:
-    if not is_dicom(_head(source)):
+    if not is_dicom(read_head(source)):
         yield _read_picture(source, choices)
         return
-    with _named_refusals():
+    with named_refusals():
         dataset, fmt = _open_dicom(source)
     for index in range(fmt.frames):
-        with _named_refusals():  # anew for each: what it changes is the process's, and between frames the caller's
+        with named_refusals():  # anew for each: what it changes is the process's, and between frames the caller's
             image = _render(dataset, fmt, index, choices)
         yield image
 
 
 @contextmanager
-def _named_refusals() -> Iterator[None]:
+def named_refusals() -> Iterator[None]:
     """The one boundary where a bad file becomes a named refusal. The cause is dropped: its words quote the file."""
     try:
         with quiet_pydicom():
@@ -158,7 +158,12 @@ def _parse_frame(frame: int | str) -> int | str:
     raise UsageError(f"frame {frame!r} is not understood; give an index from 0, 'first', 'middle' or 'auto'")
 
 
-def _head(source: Path | bytes) -> bytes:
+def read_head(source: Path | bytes) -> bytes:
+    """The first `HEAD_BYTES` of a file.
+
+    Raises:
+        UnreadableImage: It cannot be opened.
+    """
     if isinstance(source, bytes):
         return source[:HEAD_BYTES]
     try:

@@ -2,44 +2,66 @@
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import io
-import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from grrcoca_cli import __version__
+from grrcoca_cli.commands.caption_rows import FORMATS, SCHEMA, Row, RowWriter, finished, key_of
 from grrcoca_cli.config import GenerationConfig, apply_settings, build_recipe
 from grrcoca_cli.console import ProgressLine, say
 from grrcoca_cli.errors import ExitCode, NotAnImage, StoppedAndSaved, UnreadableImage, UsageError
-from grrcoca_cli.files import explain_os_errors
+from grrcoca_cli.files import explain_os_errors, write_atomically
 from grrcoca_cli.signals import StopRequest
+from grrcoca_cli.training.checkpoint import checkpoint_hash, find_checkpoint, read_config
+from medical.sources import ImageInput
 
 if TYPE_CHECKING:
-    from grrcoca_cli.captioner import Captioner
+    from grrcoca_cli.captioner import Caption, Captioner
+    from medical import RadiologyImage
 
-SCHEMA = 1
-FORMATS = ("text", "jsonl", "csv")
-COLUMNS = ("file", "caption", "logprob", "model", "error")
 BATCH = 8
+WORKERS = 2
 NOTICE = "Captions are research output of a model: not a diagnosis, not for clinical use."
+NAMES = ("path", "hash", "index")
+
+Write = Callable[["Task", dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Options:
     """The command's flags."""
 
-    paths: Sequence[Path]
-    checkpoint: Path | None
-    format: str
-    out: Path | None
-    settings: Sequence[str]
-    device: str
+    paths: Sequence[Path | str]
+    checkpoint: Path | None = None
+    format: str = "text"
+    out: Path | None = None
+    frame: str = "auto"
+    window: str = ""
+    series: bool = False
+    name_by: str = "path"
+    with_identity: bool = False
+    settings: Sequence[str] = ()
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One picture to caption: an input, the frame of it, and what a row calls it."""
+
+    input: ImageInput
+    frame: int | str
+    row: dict[str, Any]
 
 
 def caption(options: Options) -> ExitCode:
@@ -49,100 +71,262 @@ def caption(options: Options) -> ExitCode:
         UsageError: A path does not exist, or a flag is wrong.
         StoppedAndSaved: Interrupted with ``--out``; the rows so far are in the file.
     """
+    _check(options)
+    folder = find_checkpoint(options.checkpoint or default_checkpoint())
+    config = read_config(folder)
+    settings = _generation(options.settings)
+    generation = build_recipe({"generation": config.generation.model_dump() | settings}, "--set").generation
+
+    counts: Counter[str] = Counter()
+    tasks = list(_tasks(options, counts))
+    out_file = options.out if options.format != "sr" else None
+    done = finished(out_file, options.format) if out_file else set()
+    if done:
+        tasks = [task for task in tasks if key_of(task.row) not in done]
+        say(f"{options.out} holds {len(done)} of the results already; going on behind them")
+    with ExitStack() as stack:
+        window = options.window or config.image.window
+        pictures = _pictures(tasks, None if window == "auto" else window)
+        reading = stack.enter_context(ThreadPoolExecutor(1))
+        first = reading.submit(next, pictures, None)  # workers start and read while this thread imports torch
+
+        from grrcoca_cli.captioner import Captioner
+
+        captioner = Captioner.load(folder, options.device)
+        say(f"captioning with {captioner.checkpoint.folder}\n{NOTICE}")
+        model = {"model": f"{config.model.variant} {config.model.size}", "model_hash": checkpoint_hash(folder)}
+        write = stack.enter_context(_writer(options, model, header=not done))
+        stop = stack.enter_context(StopRequest()) if options.out else None
+        newest = first.result()
+        found = zip(tasks, chain([] if newest is None else [newest], pictures), strict=True)
+        job = _Job(captioner, generation, model, write, stop, ProgressLine())
+        for start in range(0, len(tasks), BATCH):
+            _caption_batch(job, list(islice(found, BATCH)), start, counts)
+            if len(tasks) > BATCH:
+                job.progress.show(f"{min(start + BATCH, len(tasks))}/{len(tasks)} pictures")
+        job.progress.close()
+    return _summary(counts)
+
+
+def _check(options: Options) -> None:
     if options.format not in FORMATS:
         raise UsageError(f"--format {options.format}: choose {', '.join(FORMATS)}")
-    for path in options.paths:
-        if not path.exists():
-            raise UsageError(f"{path} does not exist")
-    checkpoint = options.checkpoint or default_checkpoint()
-    settings = _generation(options.settings)
+    if options.name_by not in NAMES:
+        raise UsageError(f"--id {options.name_by}: choose {', '.join(NAMES)}")
+    if options.frame not in ("auto", "first", "middle", "all") and not options.frame.isdecimal():
+        raise UsageError(f"--frame {options.frame}: give a number from 0, first, middle, all or auto")
+    if options.format == "sr" and not (options.with_identity and options.out):
+        raise UsageError(
+            "--format sr writes structured reports that carry the patient's identity, copied from the images: "
+            "say --with-identity, and --out FOLDER"
+        )
+    if options.window:
+        from medical.windows import parse_windows
 
-    from grrcoca_cli.captioner import Captioner
+        parse_windows(options.window)
 
-    captioner = Captioner.load(checkpoint, options.device)
-    chosen = captioner.checkpoint.config.generation.model_dump() | settings
-    generation = build_recipe({"generation": chosen}, "--set").generation
-    say(f"captioning with {captioner.checkpoint.folder}\n{NOTICE}")
 
-    done = _finished_files(options.out, options.format) if options.out else set()
-    files = [file for file in find_files(options.paths) if str(file.path) not in done]
-    if done:
-        say(f"{options.out} holds {len(done)} of the files already; going on behind them")
+def _tasks(options: Options, counts: Counter[str]) -> Iterator[Task]:
+    """What to read, in order; series fall into volumes first, and what is no picture is reported."""
+    from medical.sources import find_inputs
+
+    inputs = list(find_inputs(options.paths))
+    grouped = [options.series or item.grouped for item in inputs]
+    namer = partial(_name, by=options.name_by)
+    headers = _headers(inputs) if any(grouped) or options.frame == "all" else {}
+    frame: int | str = int(options.frame) if options.frame.isdecimal() else options.frame
+    if any(grouped):
+        yield from _volume_tasks(inputs, grouped, headers, frame, namer, counts)
+    for index, item in enumerate(inputs):
+        if not grouped[index]:
+            yield from _frame_tasks(index, item, headers.get(index), frame, namer)
+
+
+def _headers(inputs: Sequence[ImageInput]) -> dict[int, Any]:
+    """Header of each input by its index, or the `UnreadableImage` it gave."""
+    from medical.guard import guarded_map
+    from medical.series import read_header
+
+    salt = os.urandom(16)
+    readable = [index for index, item in enumerate(inputs) if item.refusal is None]
+    found = guarded_map(read_header, [(inputs[index], salt) for index in readable], workers=WORKERS)
+    return dict(zip(readable, found, strict=True))
+
+
+def _volume_tasks(
+    inputs: Sequence[ImageInput],
+    grouped: Sequence[bool],
+    headers: dict[int, Any],
+    frame: int | str,
+    namer: partial[str],
+    counts: Counter[str],
+) -> Iterator[Task]:
+    """A slice of each volume (or all, or the one asked for); scouts and what is no picture are counted by kind."""
+    from medical.series import choose, group_series
+
+    members = [index for index in range(len(inputs)) if grouped[index]]
+    volumes = group_series([inputs[index].refusal or headers[index] for index in members])
+    passed_over: Counter[str] = Counter()
+    for place, error in volumes.refused.items():
+        if error.kind == "not an image":
+            passed_over[str(error)] += 1
+            continue
+        index = members[place]
+        yield Task(replace(inputs[index], refusal=error), "auto", {"file": namer(inputs[index], index)})
+    if volumes.localizers:
+        passed_over["localizers"] = len(volumes.localizers)
+    for kind, count in passed_over.most_common():
+        say(f"not captioned: {count} {kind}")
+    counts["passed over"] += passed_over.total()
+    for slices in volumes.volumes:
+        if len(slices) == 1:
+            index = members[slices[0]]
+            yield from _frame_tasks(index, inputs[index], headers.get(index), frame, namer)
+            continue
+        for place in choose(len(slices), frame):
+            index = members[slices[place]]
+            row = {"file": namer(inputs[index], index), "slice": place, "slices": len(slices)}
+            yield Task(inputs[index], "auto", row)
+
+
+def _frame_tasks(index: int, item: ImageInput, header: Any, frame: int | str, namer: partial[str]) -> Iterator[Task]:
+    name = namer(item, index)
+    if frame != "all":
+        yield Task(item, frame, {"file": name})
+        return
+    frames = 1 if header is None or isinstance(header, UnreadableImage) else header.frames
+    for number in range(frames):
+        yield Task(item, number if frames > 1 else "auto", {"file": name, "frame": number})
+
+
+def _name(item: ImageInput, index: int, *, by: str) -> str:
+    """What a row calls its input: the path as given, the hash of its content, or its number."""
+    if by == "path":
+        return item.name
+    if by == "index":
+        return str(index)
+    from medical.sources import load
+
+    try:
+        source = load(item)
+        content = source if isinstance(source, bytes) else source.read_bytes()
+    except (UnreadableImage, OSError):
+        return f"unreadable-{index}"
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _pictures(tasks: Sequence[Task], window: str | None) -> Iterator[RadiologyImage | UnreadableImage]:
+    """The picture of each task from guarded workers, or why there is none, in order."""
+    from medical.guard import guarded_map
+    from medical.sources import read_input
+
+    readable = [(task.input, task.frame, window) for task in tasks if task.input.refusal is None]
+    found = guarded_map(read_input, readable, workers=max(1, min(WORKERS, len(readable))))
+    for task in tasks:
+        yield task.input.refusal or next(found)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What captioning a batch takes."""
+
+    captioner: Captioner
+    generation: GenerationConfig
+    model: dict[str, str]
+    write: Write
+    stop: StopRequest | None
+    progress: ProgressLine
+
+
+def _caption_batch(
+    job: _Job,
+    pairs: Sequence[tuple[Task, RadiologyImage | UnreadableImage]],
+    start: int,
+    counts: Counter[str],
+) -> None:
+    """Caption some pictures together and write their rows; counts ``captioned``, ``failed`` and ``skipped`` ones."""
+    if job.stop is not None and job.stop():
+        raise StoppedAndSaved("stopped; the rows so far are kept: run the same command to go on")
+    pictures = [found for _, found in pairs if not isinstance(found, UnreadableImage)]
+    pixels = [picture.pixels for picture in pictures]
+    captions = iter(job.captioner.caption_pixels(pixels, job.generation, seed_offset=start) if pixels else [])
+    for task, found in pairs:
+        row = {"schema": SCHEMA, **task.row}
+        if isinstance(found, UnreadableImage):
+            if isinstance(found, NotAnImage) and not task.input.named:
+                counts["skipped"] += 1
+                continue
+            counts["failed"] += 1
+            job.progress.close()
+            say(f"{key_of(row)}: {found}")
+            job.write(task, row | {"error": str(found)})
+            continue
+        counts["captioned"] += 1
+        job.write(task, _described(row, next(captions), job.model, found))
+
+
+def _described(
+    row: dict[str, Any], captions: Sequence[Caption], model: dict[str, str], picture: RadiologyImage
+) -> dict[str, Any]:
+    """A row with its caption, its model, and what may be said of the picture."""
+    what = picture.description
+    row |= {"caption": captions[0].text, "logprob": round(captions[0].logprob, 4), **model}
+    if what.frames > 1:
+        row |= {"frame_read": what.frame_read, "frames": what.frames}
+    row |= {"modality": what.modality, "transfer_syntax": what.transfer_syntax, "window": str(what.window)}
+    if what.warnings:
+        row["warnings"] = list(what.warnings)
+    if len(captions) > 1:
+        row["captions"] = [{"caption": c.text, "logprob": round(c.logprob, 4)} for c in captions]
+    return row
+
+
+@contextmanager
+def _writer(
+    options: Options, model: dict[str, str], *, header: bool
+) -> Iterator[Callable[[Task, dict[str, Any]], None]]:
+    """What takes the finished rows: a stream of lines, or a folder of structured reports."""
+    if options.format == "sr":
+        assert options.out is not None
+        with explain_os_errors(options.out):
+            options.out.mkdir(parents=True, exist_ok=True)
+        yield partial(_write_sr, options.out, model)
+        return
     with ExitStack() as stack:
-        stream = sys.stdout
+        stream: TextIO = sys.stdout
         if options.out:
             with explain_os_errors(options.out):
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 stream = stack.enter_context(options.out.open("a", encoding="utf-8", newline=""))
-        writer = RowWriter(stream, options.format, header=not done)
-        stop = stack.enter_context(StopRequest()) if options.out else None
-        counts = _caption_files(captioner, files, generation, writer, stop)
-    return _summary(counts)
+        report = partial(_fhir, model) if options.format == "fhir" else None
+        rows = RowWriter(stream, options.format, header=header, report=report)
+        yield lambda task, row: rows.write(row)
 
 
-@dataclass(frozen=True)
-class InputFile:
-    """A file to caption; ``named`` by the user, or met while walking a folder."""
+def _fhir(model: dict[str, str], row: Row) -> dict[str, Any]:
+    from medical.structured import fhir_report
 
-    path: Path
-    named: bool
-
-
-def find_files(paths: Iterable[Path]) -> Iterator[InputFile]:
-    """Named files and every file below named folders, in the order of their names; hidden ones are passed over."""
-    for path in paths:
-        if not path.is_dir():
-            yield InputFile(path, named=True)
-            continue
-        for folder, folders, names in os.walk(path):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            yield from (InputFile(Path(folder) / name, named=False) for name in sorted(names) if name[0] != ".")
+    report = fhir_report(row["caption"], model=model["model"], model_hash=model["model_hash"], version=__version__)
+    return {**report, "identifier": [{"value": key_of(row)}]}
 
 
-def _caption_files(
-    captioner: Captioner,
-    files: Sequence[InputFile],
-    generation: GenerationConfig,
-    writer: RowWriter,
-    stop: StopRequest | None,
-) -> Counter[str]:
-    """Read, caption and write in batches; counts of ``captioned``, ``failed`` and ``skipped`` files."""
-    from grrcoca_cli.training.checkpoint import checkpoint_hash
+def _write_sr(folder: Path, model: dict[str, str], task: Task, row: dict[str, Any]) -> None:
+    """One structured report a picture, named by a hash of its own content: names of images may identify somebody."""
+    if "error" in row:
+        return
+    from medical.sources import load
+    from medical.structured import basic_text_sr
 
-    model = checkpoint_hash(captioner.checkpoint.folder)
-    counts: Counter[str] = Counter()
-    progress = ProgressLine()
-    for start in range(0, len(files), BATCH):
-        rows: list[dict[str, Any]] = []
-        pixels = []
-        for file in files[start : start + BATCH]:
-            if stop is not None and stop():
-                raise StoppedAndSaved("stopped; the rows so far are kept: run the same command to go on")
-            row: dict[str, Any] = {"schema": SCHEMA, "file": str(file.path)}
-            try:
-                pixels.append(captioner.read(file.path))
-            except UnreadableImage as error:
-                if isinstance(error, NotAnImage) and not file.named:
-                    counts["skipped"] += 1
-                    continue
-                counts["failed"] += 1
-                progress.close()
-                say(f"{file.path}: {error}")
-                row["error"] = str(error)
-            rows.append(row)
-        captions = iter(captioner.caption_pixels(pixels, generation, seed_offset=start) if pixels else [])
-        for row in rows:
-            if "error" not in row:
-                found = next(captions)
-                counts["captioned"] += 1
-                row |= {"caption": found[0].text, "logprob": round(found[0].logprob, 4), "model": model}
-                if len(found) > 1:
-                    row["captions"] = [{"caption": c.text, "logprob": round(c.logprob, 4)} for c in found]
-            writer.write(row)
-        if len(files) > BATCH:
-            progress.show(f"{min(start + BATCH, len(files))}/{len(files)} files")
-    progress.close()
-    return counts
+    try:
+        source = load(task.input)
+        report = basic_text_sr(source, row["caption"], **model, version=__version__)
+    except UnreadableImage as error:
+        say(f"{key_of(row)}: no structured report: {error}")
+        return
+    stream = io.BytesIO()
+    report.save_as(stream, enforce_file_format=True)
+    name = hashlib.sha256(f"{row['file']}#{row.get('frame', '')}#{row['caption']}".encode()).hexdigest()[:16]
+    write_atomically(folder / f"{name}.dcm", stream.getvalue())
 
 
 def _summary(counts: Counter[str]) -> ExitCode:
@@ -151,61 +335,10 @@ def _summary(counts: Counter[str]) -> ExitCode:
     if counts["failed"]:
         say(f"{counts['captioned']} captioned, {counts['failed']} failed")
         return ExitCode.SOME_INPUTS_FAILED
-    if not counts["captioned"] and counts["skipped"]:
-        say("nothing to caption: no DICOM file and no picture among the files")
+    if not counts["captioned"] and counts["skipped"] + counts["passed over"]:
+        say("nothing to caption: no DICOM image and no picture among the files")
         return ExitCode.SOME_INPUTS_FAILED
     return ExitCode.OK
-
-
-class RowWriter:
-    """Writes result rows as text, JSON Lines or CSV, each flushed as soon as it is known.
-
-    Text is ``file<TAB>caption``, one line a caption; failed files have no line there, since stderr names them.
-    """
-
-    def __init__(self, stream: TextIO, kind: str, *, header: bool) -> None:
-        self.stream = stream
-        self.kind = kind
-        if kind == "csv" and header:
-            self._write_csv(COLUMNS)
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Write one file's result."""
-        if self.kind == "jsonl":
-            self.stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-        elif self.kind == "csv":
-            self._write_csv([row.get(column, "") for column in COLUMNS])
-        elif "error" not in row:
-            for found in row.get("captions", [row]):
-                self.stream.write(f"{row['file']}\t{found['caption']}\n")
-        self.stream.flush()
-
-    def _write_csv(self, cells: Iterable[object]) -> None:
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(cells)
-        self.stream.write(line.getvalue())
-
-
-def _finished_files(out: Path, kind: str) -> set[str]:
-    """Files that an earlier start of the same command already wrote to ``out``; a line cut by a kill is removed."""
-    if not out.exists():
-        return set()
-    with explain_os_errors(out):
-        content = out.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    text = whole.decode("utf-8", errors="replace")
-    try:
-        if kind == "jsonl":
-            done = {str(json.loads(line)["file"]) for line in text.splitlines()}
-        elif kind == "csv":
-            done = {row["file"] for row in csv.DictReader(io.StringIO(text, newline=""))}
-        else:
-            done = {line.split("\t")[0] for line in text.splitlines() if line.index("\t")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{out} exists and is not this command's {kind} output: choose another --out") from error
-    with explain_os_errors(out):
-        os.truncate(out, len(whole))
-    return done
 
 
 def _generation(settings: Sequence[str]) -> dict[str, Any]:

@@ -3,11 +3,14 @@
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
+from grrcoca_cli import __version__
 from grrcoca_cli.config import DataConfig
 from grrcoca_cli.console import say
 from grrcoca_cli.data.base import Augmentation, CaptionDataset, ImageReader
+from grrcoca_cli.data.cache import CachedReader
 from grrcoca_cli.data.folder import open_folder
 from grrcoca_cli.data.images import augment_picture
 from grrcoca_cli.data.pictures import read_picture
@@ -98,18 +101,28 @@ def _draw_phantoms(count: int, folder: Path) -> Path:
     return folder
 
 
-def image_reader(data: DataConfig) -> ImageReader:
-    """How pictures of the set become pixels: shards hold plain pictures, anything else may be DICOM."""
-    if data.dataset == "shards":
-        return read_picture
-    return dicom_reader(data.window)
+def image_reader(data: DataConfig, size: int) -> ImageReader:
+    """How pictures of the set become pixels: shards hold plain pictures, anything else may be DICOM.
+
+    Args:
+        data: With ``cache``, decoded pictures are kept there.
+        size: Edge of the model's pictures, in pixels.
+    """
+    read = read_picture if data.dataset == "shards" else dicom_reader(data.window)
+    if not data.cache:
+        return read
+    contract = f"{data.dataset == 'shards'}|{data.window}|{__version__}|{version('pydicom')}|{version('pillow')}"
+    return CachedReader(read, Path(data.cache), size, data.fit, contract, int(data.cache_gb * 1e9))
 
 
 def dicom_reader(window: str) -> ImageReader:
-    """A reader of DICOM and pictures that maps grey levels by ``window``, as `DataConfig.window` names it."""
-    from medical import read_pixels
+    """A reader of DICOM and pictures that maps grey levels by ``window``, as `DataConfig.window` names it.
 
-    return partial(read_pixels, window=None if window == "auto" else window)
+    It works in a guarded process of its own: files from outside never meet a decoder in this one.
+    """
+    from medical import GuardedReader, read_pixels
+
+    return GuardedReader(partial(read_pixels, window=None if window == "auto" else window))
 
 
 def augmentation(data: DataConfig) -> Augmentation | None:

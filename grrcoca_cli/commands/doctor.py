@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from grrcoca_cli.errors import ExitCode
+from medical.decoding import decodable
 
 PACKAGES = (
     "torch",
@@ -18,13 +19,21 @@ PACKAGES = (
     "tokenizers",
     "pycocoevalcap",
 )
+OPTIONAL = {"imagecodecs": "dicom-extra", "pyarrow": "parquet"}
+"""Packages of the extras, each with its extra."""
 
 
 def doctor(*, as_json: bool) -> ExitCode:
     """Print versions, device and decodable transfer syntaxes; exit 2 where a needed package is missing."""
     packages = {name: _version(name) for name in PACKAGES}
-    report: dict[str, object] = {"python": sys.version.split()[0], "packages": packages, "device": _device()}
-    report["transfer_syntaxes"] = codecs = _codecs()
+    extras = {name: _version(name) for name in OPTIONAL}
+    report: dict[str, object] = {
+        "python": sys.version.split()[0],
+        "packages": packages,
+        "extras": extras,
+        "device": _device(),
+    }
+    report["transfer_syntaxes"] = codecs = decodable()
     report["free_disk_gb"] = round(shutil.disk_usage(Path.cwd()).free / 1e9, 1)
     if as_json:
         print(json.dumps({"schema": 1, **report}))
@@ -32,6 +41,8 @@ def doctor(*, as_json: bool) -> ExitCode:
         print(f"{'Python':<24}{report['python']}")
         for name, found in packages.items():
             print(f"{name:<24}{found or 'MISSING: install grrcoca again'}")
+        for name, found in extras.items():
+            print(f"{name:<24}{found or f'absent: pip install grrcoca[{OPTIONAL[name]}]'}")
         print(
             f"{'device':<24}{report['device']}\n{'free disk':<24}{report['free_disk_gb']} GB\n\nDICOM transfer syntaxes"
         )
@@ -57,25 +68,3 @@ def _device() -> str:
     if torch.backends.mps.is_available():
         return "mps"
     return f"cpu, {torch.get_num_threads()} threads"
-
-
-def _codecs() -> dict[str, str]:
-    """Transfer syntaxes by name, each with what it lacks (empty where it can be decoded)."""
-    from pydicom import uid
-    from pydicom.pixels.decoders.base import get_decoder
-
-    native = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
-    found = {syntax.name: "" for syntax in (*native, uid.DeflatedExplicitVRLittleEndian)}
-    for syntax in (
-        *uid.JPEGTransferSyntaxes,
-        *uid.JPEGLSTransferSyntaxes,
-        *uid.JPEG2000TransferSyntaxes,
-        uid.RLELossless,
-    ):
-        try:
-            decoder = get_decoder(syntax)
-        except NotImplementedError:
-            found[syntax.name] = "a decoder that nobody provides"
-            continue
-        found[syntax.name] = "" if decoder.is_available else ", or ".join(decoder.missing_dependencies)
-    return found

@@ -117,15 +117,17 @@ def judge_subject(
         other=other,
     )
     if config.meteor or config.verify_java:
-        result = _with_java(result, subject, config)
+        result = _with_java(result, subject, config, idf)
     return replace(result, notes=(*subject.notes, *result.notes))
 
 
-def _with_java(result: Evaluation, subject: Subject, config: EvalConfig) -> Evaluation:
+def _with_java(result: Evaluation, subject: Subject, config: EvalConfig, idf: Idf | None) -> Evaluation:
     """METEOR, and what the official tokenizer makes of the captions: pycocoevalcap's Java programs, where asked for."""
     from grrcoca_cli.evaluation.java import java_tokens, meteor
     from grrcoca_cli.evaluation.tokenize import coco_tokens
 
+    if config.verify_java and config.tokenizer != "coco":
+        raise UsageError("eval.verify_java compares with the tokenizer 'coco': leave eval.tokenizer at it")
     texts = [(subject.predictions.get(image, ""), subject.references[image]) for image in result.ids]
     results, notes = dict(result.results), list(result.notes)
     if config.meteor:
@@ -144,6 +146,7 @@ def _with_java(result: Evaluation, subject: Subject, config: EvalConfig) -> Eval
             {image: caption for image, (caption, _) in zip(result.ids, joined, strict=True)},
             {image: own for image, (_, own) in zip(result.ids, joined, strict=True)},
             tokenizer="whitespace",
+            idf=replace(idf, tokenizer="whitespace") if idf else None,
         )
         results |= {f"{name}_java": Result(theirs.metrics[name]) for name in ("bleu4", "rouge_l", "cider_d")}
     return replace(result, results=results, notes=tuple(notes))

@@ -219,7 +219,7 @@ def _run(
         tokenizer=tokenizer,
         train=opened.train,
         validation=opened.validation,
-        reader=image_reader(data),
+        reader=image_reader(data, recipe.model.image_size),
         augmentation=augmentation(data),
         config=config,
         device=device,

@@ -24,6 +24,8 @@ from grrcoca_cli.evaluation.tokenize import tokenizer
 FROM_CAPTIONS = "modality"
 """The one grouping that needs no column: it is read out of the references."""
 
+UNADJUSTED = "p values are not adjusted for the number of metrics: decide beforehand which one counts"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -143,7 +145,7 @@ def judge(
     scored = {image: predictions.get(image, "") for image in ids}
     clinical = clinical_proxies(scored, {image: references[image] for image in ids})
     measures = [*_in_order(model, ids), *scores.measures, *clinical.measures]
-    clusters = _column(columns, ids, settings.cluster_by) if settings.cluster_by else None
+    clusters = _clusters(columns, ids, settings.cluster_by) if settings.cluster_by else None
     intervals: Mapping[str, Interval | None] = {}
     if settings.resamples:
         intervals = bootstrap_intervals(measures, clusters=clusters, resamples=settings.resamples, seed=settings.seed)
@@ -179,7 +181,7 @@ def judge(
         _groups(measures, columns, references, ids, settings.group_by),
         clinical,
         _diversity(scored, {image: references[image] for image in ids}, settings.tokenizer),
-        (*(model.notes if model else ()), *scores.notes),
+        (*(model.notes if model else ()), *scores.notes, *([UNADJUSTED] if other is not None else [])),
         scores.signature,
     )
 
@@ -207,7 +209,7 @@ def _finite(value: float) -> float | None:
 
 
 def _column(columns: Mapping[str, Mapping[str, str]], ids: Sequence[str], name: str) -> list[str]:
-    """A column's value for each image; those without one are ``"(none)"``.
+    """A column's value for each image; empty for those without one.
 
     Raises:
         UsageError: No image has it.
@@ -217,7 +219,13 @@ def _column(columns: Mapping[str, Mapping[str, str]], ids: Sequence[str], name: 
     if not any(values):
         known = sorted({key for row in columns.values() for key in row})
         raise UsageError(f"no image has a column {name!r}; there are: {', '.join(known) or 'none'}")
-    return [value or "(none)" for value in values]
+    return values
+
+
+def _clusters(columns: Mapping[str, Mapping[str, str]], ids: Sequence[str], name: str) -> list[str]:
+    """Labels of images that are resampled together; an image without one stands for itself."""
+    labels = _column(columns, ids, name)
+    return [f"={label}" if label else f"?{image}" for image, label in zip(ids, labels, strict=True)]
 
 
 def _floor(
@@ -227,7 +235,7 @@ def _floor(
     if len(ids) < 2:
         return {}
     drawn = {
-        image: next(filter(str.strip, references[other]), "")
+        image: min(filter(str.strip, references[other]), default="")
         for image, other in zip(ids, shuffled(ids, settings.seed), strict=True)
     }
     return score(drawn, references, missing="skip", tokenizer=settings.tokenizer, idf=idf).metrics
@@ -242,7 +250,7 @@ def _other(
     idf: Idf | None,
 ) -> tuple[list[Measure], dict[str, float | None]]:
     """Measures and values of another system's captions of the same images."""
-    known = {image: caption for image, caption in other.items() if image in set(ids)}
+    known = {image: other[image] for image in ids if image in other}
     absent = set(ids) - known.keys()
     if absent and missing != "zero":
         raise UsageError(
@@ -276,7 +284,7 @@ def _groups(
     if name == FROM_CAPTIONS and not any(FROM_CAPTIONS in columns.get(image, {}) for image in ids):
         groups = [modality_of(references[image]) or "(none named)" for image in ids]
     else:
-        groups = _column(columns, ids, name)
+        groups = [value or "(none)" for value in _column(columns, ids, name)]
     found = by_group(measures, groups)
     sizes = Counter(groups)
     return tuple(

@@ -129,8 +129,8 @@ def _rows(evaluation: Evaluation, labels: Mapping[str, str], headlines: Sequence
 
 def _placed(label: str, result: Result, headline: bool) -> Row:
     """Where value, interval and floor stand on a line that just holds them."""
-    ends = [result.interval.low, result.interval.high] if result.interval else []
-    marks = [value for value in (result.value, *ends, result.floor) if value is not None]
+    low_end, high_end = (result.interval.low, result.interval.high) if result.interval else (None, None)
+    marks = [value for value in (result.value, low_end, high_end, result.floor) if value is not None]
     if result.value is None or len(marks) < 2 or min(marks) == max(marks):
         return Row(label, result, headline)
     low, span = min(marks), max(marks) - min(marks)
@@ -138,7 +138,8 @@ def _placed(label: str, result: Result, headline: bool) -> Row:
     def place(value: float | None) -> float | None:
         return None if value is None else 4 + 92 * (value - low) / span
 
-    return Row(label, result, headline, place(result.value), *map(place, ends or [None, None]), place(result.floor))
+    places = (place(result.value), place(low_end), place(high_end), place(result.floor))
+    return Row(label, result, headline, *places)
 
 
 def _histograms(images: Sequence[ReportImage], labels: Mapping[str, str]) -> list[Histogram]:

@@ -121,9 +121,11 @@ def _treebank() -> "TreebankWordTokenizer":
     return TreebankWordTokenizer()
 
 
-_PLAIN = re.compile(r" ?(?:[A-Za-z0-9]+(?:(?<=[A-Za-z]),)? )*[A-Za-z0-9]+(?:(?<=[A-Za-z][A-Za-z]) ?\.)? ?")
-_SPECIAL_WORD = re.compile(rf"\b(?i:cannot|gimme|gonna|gotta|lemme|wanna)\b|\b(?:{_ABBREVIATION})\.")
-"""What `_PLAIN` captions may hold that is more than words: nine of ten pictures' captions skip the rules."""
+_PLAIN_WORD = r"[A-Za-z0-9]+(?:(?<=[A-Za-z][A-Za-z])-[A-Za-z]{2,})*"
+_PLAIN = re.compile(rf"(?:{_PLAIN_WORD}(?:(?<=[A-Za-z]),)? )*{_PLAIN_WORD}(?:(?<=[A-Za-z][A-Za-z]) ?\.)?")
+"""Captions of plain words, nine of ten: they need no rules, but for the two kinds of words below."""
+_CONTRACTIONS = frozenset(["cannot", "gimme", "gonna", "gotta", "lemme", "wanna"])
+_ABBREVIATED = re.compile(rf"\b(?:{_ABBREVIATION})\.")
 
 
 def one_line(caption: str) -> str:
@@ -150,8 +152,12 @@ def coco_tokens(caption: str) -> list[str]:
         Tokens without white space in them; brackets stay, as ``-lrb-`` and ``-rrb-``. Empty for a caption of
         punctuation only.
     """
-    if _PLAIN.fullmatch(caption) and not _SPECIAL_WORD.search(caption):
-        return caption.lower().replace(",", "").replace(".", "").split()
+    line = " ".join(caption.split())
+    if _PLAIN.fullmatch(line):
+        words = line.lower().replace(",", "").replace(".", "").split()
+        last = max(line.rfind(" ", 0, -2), 0)
+        if _CONTRACTIONS.isdisjoint(words) and not (line.endswith(".") and _ABBREVIATED.search(line, last)):
+            return words
     return _scan(caption)
 
 

@@ -153,7 +153,8 @@ def report(outcomes: list[Outcome], *, show_all: bool) -> bool:
     compared = sorted((o for o in decoded if o.difference is not None), key=lambda o: -(o.difference or 0))
     near = sum(o.difference is not None and o.difference < LIMIT for o in compared)
     print(
-        f"\n{len(compared)} compared with DCMTK, {near} nearer than {LIMIT}; {len(decoded) - len(compared)} not rendered"
+        f"\n{len(compared)} compared with DCMTK, {near} nearer than {LIMIT}; "
+        f"{len(decoded) - len(compared)} not rendered"
     )
     unexplained = 0
     for outcome in compared:

@@ -89,12 +89,12 @@ def test_meteor_of_awkward_captions() -> None:
 @pytest.mark.usefixtures("java")
 def test_java_tokens_are_of_each_caption_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", GERMAN)
-    captions = ["", "A cat.", "x\u2028y\rz\r\nw\x0bv", " \t ", "...", "CAFÉ \U0001f600 10 mm\ud800", "in fig.", "3 mm"]
-    found = java_tokens(captions)
-    words = [[], ["a", "cat"], ["x", "y", "z", "w", "v"], [], [], ["café", "10", "mm"], ["in", "fig"], ["3", "mm"]]
-    assert found == words
-    # "3" behind it would make an abbreviation of "fig.", were the captions read as one text.
-    assert java_tokens(["in fig. 3 mm"]) == [["in", "fig.", "3", "mm"]]
+    captions = ["", "A cat.", "x\u2028y\rz\r\nw\x0bv", " \t ", "...", "CAFÉ \U0001f600 10 mm\ud800"]
+    assert java_tokens(captions) == [[], ["a", "cat"], ["x", "y", "z", "w", "v"], [], [], ["café", "10", "mm"]]
+    # Read as one text, a number behind "fig." makes it an abbreviation, and "The" behind "A." ends a sentence.
+    neighbours = ["in fig.", "3 mm", "grade A.", "The mass", "grade A."]
+    words = [["in", "fig"], ["3", "mm"], ["grade", "a."], ["the", "mass"], ["grade", "a."]]
+    assert java_tokens(neighbours) == words
     assert java_tokens([]) == []
 
 

@@ -1,0 +1,226 @@
+"""What a user points at, as single pictures to read: files, folders, zip archives, a DICOMDIR, standard input.
+
+Names are the user's own paths, those of archive members too, and are shown as given; nothing is unpacked to disk.
+"""
+
+import io
+import os
+import re
+import stat
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from grrcoca_cli.errors import UnreadableImage, UsageError
+from medical.dicom import HEAD_BYTES, is_dicom, quiet_pydicom
+from medical.elements import items, value
+from medical.guard import guarded_map
+from medical.image import RadiologyImage, read_image
+
+STDIN = "-"
+MAX_BYTES = 2**31
+"""Most bytes of an archive's member, or of standard input."""
+MAX_MEMBERS = 100_000
+MAX_INFLATION = (2**26, 200)
+"""A member above so many bytes may not be more than so many times what it takes in the archive."""
+
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+_DIRECTORY = re.compile(rb"1\.2\.840\.10008\.1\.3\.10(?![\d.])")
+"""SOP class of a DICOMDIR, Media Storage Directory, in a file's meta elements."""
+
+
+_DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, KeyError, ValueError)
+"""What zipfile raises for a member that is cut, changed, or packed in a way it does not know."""
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """One file to read, or why it is not read.
+
+    Attributes:
+        name: What to call it in output: the path as given, ``archive.zip/member``, or ``-``.
+        path: The file, or the archive it is in; None for standard input.
+        member: Its name in the archive.
+        content: The bytes, of standard input.
+        named: Whether the user named it, and did not merely name the folder it is in.
+        grouped: Whether it is part of a set of series (an archive, a DICOMDIR).
+        refusal: Why it is not read, or None.
+    """
+
+    name: str
+    path: Path | None
+    member: str = ""
+    content: bytes = field(default=b"", repr=False)
+    named: bool = True
+    grouped: bool = False
+    refusal: UnreadableImage | None = None
+
+
+def find_inputs(paths: Iterable[Path | str]) -> Iterator[ImageInput]:
+    """Every picture below some paths, in the order of their names; hidden files of folders are passed over.
+
+    Archives and DICOMDIRs are known by content, and opened where they were named.
+
+    Raises:
+        UsageError: A path does not exist, or an archive cannot be read at all.
+    """
+    for path in paths:
+        if str(path) == STDIN:
+            yield from _standard_input()
+            continue
+        path = Path(path)
+        if path.is_dir():
+            yield from _folder(path)
+        elif not path.exists():
+            raise UsageError(f"{path} does not exist")
+        else:
+            yield from _file(path)
+
+
+def load(item: ImageInput) -> Path | bytes:
+    """What `medical.read_image` takes: the path, or the bytes of an archive's member.
+
+    Raises:
+        UnreadableImage: The member is damaged, or holds more than the archive says.
+    """
+    if item.path is None:
+        return item.content
+    if not item.member:
+        return item.path
+    try:
+        with zipfile.ZipFile(item.path) as archive:
+            return archive.read(item.member)  # stops at the size that was checked, and compares the checksum
+    except _DAMAGED as error:
+        raise _not_given(error) from None
+
+
+def _not_given(error: Exception) -> UnreadableImage:
+    return UnreadableImage("damaged", f"the archive does not give it ({type(error).__name__})")
+
+
+def read_input(request: tuple[ImageInput, int | str, str | None]) -> RadiologyImage:
+    """`medical.read_image` of an input, with frame and window: what a guarded worker does."""
+    item, frame, window = request
+    return read_image(load(item), frame=frame, window=window)
+
+
+def _file(path: Path) -> Iterator[ImageInput]:
+    head = b""
+    if path.is_file() and os.access(path, os.R_OK):
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    if head.startswith(_ZIP):
+        with path.open("rb") as file:
+            yield from _members(file, str(path), path)
+    elif is_dicom(head) and _DIRECTORY.search(head):
+        yield from _directory(path)
+    else:
+        yield ImageInput(str(path), path)
+
+
+def _folder(root: Path) -> Iterator[ImageInput]:
+    for folder, folders, names in os.walk(root):  # links to folders are not followed: they may lead in a circle
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                path = Path(folder) / name
+                yield ImageInput(str(path), path, named=False)
+
+
+def _standard_input() -> Iterator[ImageInput]:
+    content = sys.stdin.buffer.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise UsageError(f"standard input holds more than {MAX_BYTES:,} bytes: give a file")
+    if content.startswith(_ZIP):
+        yield from _members(io.BytesIO(content), STDIN, None)
+    else:
+        yield ImageInput(STDIN, None, content=content)
+
+
+def _members(file: BinaryIO, name: str, path: Path | None) -> Iterator[ImageInput]:
+    """The members of an archive in the order of their names; those of standard input with their bytes."""
+    try:
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise UsageError(f"{name} begins as a zip archive and cannot be read as one ({type(error).__name__})") from None
+    with archive:
+        members = sorted(archive.infolist(), key=lambda member: member.filename)
+        if len(members) > MAX_MEMBERS:
+            raise UsageError(f"{name} has {len(members):,} members, at most {MAX_MEMBERS:,} are read: unpack it")
+        for member in members:
+            if member.is_dir() or _is_hidden(member.filename):
+                continue
+            shown, refusal, content = f"{name}/{member.filename}", _refused(member), b""
+            if refusal is None and path is None:
+                try:
+                    content = archive.read(member)
+                except _DAMAGED as error:
+                    refusal = _not_given(error)
+            yield ImageInput(shown, path, member.filename, content, named=False, grouped=True, refusal=refusal)
+
+
+def _is_hidden(name: str) -> bool:
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    return "__MACOSX" in parts or any(part.startswith(".") and part != ".." for part in parts)
+
+
+def _refused(member: zipfile.ZipInfo) -> UnreadableImage | None:
+    """Why a member is not read: it leaves its folder, is a link, is locked, or is a bomb."""
+    name = member.filename.replace("\\", "/")
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or name[1:2] == ":":
+        return UnreadableImage("unsafe path", "it leads out of the archive's folder")
+    if stat.S_ISLNK(member.external_attr >> 16):
+        return UnreadableImage("unsafe path", "it is a link")
+    if member.flag_bits & 1:
+        return UnreadableImage("encrypted", "unlock the archive first")
+    floor, times = MAX_INFLATION
+    if member.file_size > MAX_BYTES or member.file_size > max(floor, times * member.compress_size):
+        return UnreadableImage("too large", f"{member.file_size:,} bytes out of {member.compress_size:,}")
+    return None
+
+
+def _directory(path: Path) -> Iterator[ImageInput]:
+    """The files that a DICOMDIR names, below its folder alone; a record is called by its number."""
+    (found,) = guarded_map(directory_entries, [path], workers=1)
+    if isinstance(found, UnreadableImage):
+        yield ImageInput(str(path), path, refusal=found)
+        return
+    root = path.parent.resolve()
+    for number, components in enumerate(found, start=1):
+        name = f"{path} record {number}"
+        target = path.parent.joinpath(*components)
+        if not target.exists():  # media that were copied with lower-case names
+            target = path.parent.joinpath(*(part.lower() for part in components))
+        if any(part in ("", ".", "..") or "/" in part or "\\" in part for part in components):
+            refusal = UnreadableImage("unsafe path", "it leads out of the DICOMDIR's folder")
+        elif not target.exists():
+            refusal = UnreadableImage("no such file")
+        elif not target.resolve().is_relative_to(root):
+            refusal = UnreadableImage("unsafe path", "it leads out of the DICOMDIR's folder")
+        else:
+            yield ImageInput(str(target), target, named=False, grouped=True)
+            continue
+        yield ImageInput(name, None, named=False, grouped=True, refusal=refusal)
+
+
+def directory_entries(path: Path) -> list[tuple[str, ...]]:
+    """Components of every ReferencedFileID of a DICOMDIR, in order.
+
+    Raises:
+        UnreadableImage: It cannot be parsed.
+    """
+    from pydicom import dcmread
+
+    with quiet_pydicom():
+        dataset = dcmread(path, force=True, specific_tags=["DirectoryRecordSequence", "ReferencedFileID"])
+        entries = []
+        for record in items(dataset, "DirectoryRecordSequence"):
+            if components := value(record, "ReferencedFileID"):
+                parts = [components] if isinstance(components, str) else list(components)
+                entries.append(tuple(str(part) for part in parts))
+        return entries
