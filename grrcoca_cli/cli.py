@@ -209,14 +209,8 @@ def evaluate(
         Path | None, typer.Option(help="Other captions of the same images: paired differences.", show_default=False)
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report there.", show_default=False)] = None,
-    out: Annotated[Path | None, typer.Option(help="Keep the captions, as JSON Lines.", show_default=False)] = None,
-    per_image: Annotated[
-        Path | None, typer.Option(help="Keep a row an image (.csv or .jsonl).", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep a row an image: .jsonl or .csv.", show_default=False)] = None,
     idf: Annotated[Path | None, typer.Option(help="CIDEr-D's document frequencies.", show_default=False)] = None,
-    save_idf: Annotated[
-        Path | None, typer.Option(help="Keep the references' document frequencies.", show_default=False)
-    ] = None,
     set_: Settings = None,
     device: Device = "auto",
     json: Json = False,
@@ -236,9 +230,7 @@ def evaluate(
             missing=missing,
             compare=compare,
             idf=idf,
-            save_idf=save_idf,
             out=out,
-            per_image=per_image,
             report=report,
             settings=set_ or (),
             device=device,

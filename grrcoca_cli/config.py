@@ -259,6 +259,7 @@ class EvalConfig(Section):
             where there is no such field is read out of the references.
         cluster_by: Field or column whose equal values are resampled together (patient, study, article).
         resamples: Of the bootstrap; 0 gives no intervals.
+        save_idf: A file to keep the references' document frequencies in, for ``--idf``.
         meteor: Compute METEOR as well; needs Java.
         verify_java: Recompute with the Java tokenizer and show the captions whose tokens differ.
         seed: Of resampling and of the random-caption floor.
@@ -270,6 +271,7 @@ class EvalConfig(Section):
     group_by: str = ""
     cluster_by: str = ""
     resamples: int = Field(default=1000, ge=0, le=100_000)
+    save_idf: str = ""
     meteor: bool = False
     verify_java: bool = False
     seed: int = Field(default=0, ge=0)

@@ -154,7 +154,8 @@ class Process:
             _send(ours, _pack((self._function, self._limits)))
             problem = _AllowList.load_from(_receive(ours, 2**20))
         except (EOFError, OSError):
-            raise OutOfResources(f"a reading process does not start: {self._bury()}") from None
+            what = str(self._bury()).partition(": ")[2]
+            raise OutOfResources(f"a reading process does not start: {what}") from None
         if problem:
             self._bury()
             raise TypeError(f"a worker process needs a function that it can import: {problem}")

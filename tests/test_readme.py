@@ -56,6 +56,9 @@ def test_every_readme_command_runs(
     scans = sorted(Path("studies").rglob("*.dcm"))
     shutil.copy(scans[0], "scan.dcm")
     Path("references.json").write_text(json.dumps({str(path): [f"caption of {path.stem}"] for path in scans}))
+    others = [{"file": str(path), "caption": f"a caption {number}"} for number, path in enumerate(scans)]
+    Path("other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
+    Path("theirs.csv").write_text("file,caption\n" + "".join(f"{row['file']},{row['caption']}\n" for row in others))
     roco_of(tmp_path / "studies", tmp_path / "ROCO")
 
     ran = commands()

@@ -120,6 +120,9 @@ def _check(options: Options) -> None:
             "--format sr writes structured reports that carry the patient's identity, copied from the images: "
             "say --with-identity, and --out FOLDER"
         )
+    for path in options.paths:
+        if str(path) != "-" and not Path(path).exists():
+            raise UsageError(f"{path} does not exist")
     if options.window:
         from medical.windows import parse_windows
 

@@ -38,9 +38,7 @@ class Options:
     missing: str = "error"
     compare: Path | None = None
     idf: Path | None = None
-    save_idf: Path | None = None
     out: Path | None = None
-    per_image: Path | None = None
     report: Path | None = None
     settings: Sequence[str] = ()
     device: str = "auto"
@@ -231,12 +229,9 @@ def _write_files(
     options: Options, subject: Subject, result: Evaluation, config: EvalConfig, other: Mapping[str, str] | None
 ) -> None:
     if options.out:
-        rows = [{"id": key, "caption": text} for key, text in subject.predictions.items()]
-        write_atomically(options.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    if options.save_idf:
-        write_atomically(options.save_idf, dump_idf(subject.references, tokenizer=config.tokenizer))
-    if options.per_image:
-        write_rows(options.per_image, per_image_rows(result, subject.predictions, subject.references))
+        write_rows(options.out, per_image_rows(result, subject.predictions, subject.references))
+    if config.save_idf:
+        write_atomically(Path(config.save_idf), dump_idf(subject.references, tokenizer=config.tokenizer))
     if options.report:
         from grrcoca_cli.commands.report import make_report
 

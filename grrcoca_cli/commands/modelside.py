@@ -77,10 +77,11 @@ def describe_model(run: ModelRun, recipe: Recipe) -> ModelSide:
     notes = [
         f"contrastive loss among {report.contrastive_batch} pairs; {report.left_out} of a last short batch left out",
         "perplexity and losses count the end token; the first caption of each sample is the one scored",
-        f"retrieval among all {len(found.keys)} pairs; equal scores count against the model, equal captions for it",
+        f"retrieval among all {len(found.keys)} pairs, median ranks; equal scores count against the model, equal "
+        "captions for it; confidence with CIDEr is the rank correlation of a caption's log-probability with its score",
     ]
     if report.truncated:
-        notes.append(f"{report.truncated} captions are longer than the context; their losses are of what fits")
+        notes.append(f"captions longer than the context, measured as far as they fit: {report.truncated}")
     if found.skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in found.skipped.most_common())
         notes.append(f"unreadable pictures, left out: {kinds}")

@@ -33,10 +33,10 @@ LABELS = {
         for one, other in (("image", "text"), ("text", "image"))
         for k in (1, 5, 10)
     },
-    "image_to_text_median_rank": "image to text median rank",
-    "text_to_image_median_rank": "text to image median rank",
+    "image_to_text_median_rank": "image to text, rank",
+    "text_to_image_median_rank": "text to image, rank",
     "ece": "calibration error (ECE)",
-    "spearman_logprob_cider": "rank correlation, log-probability and CIDEr",
+    "spearman_logprob_cider": "confidence with CIDEr",
     "bleu1": "BLEU-1",
     "bleu2": "BLEU-2",
     "bleu3": "BLEU-3",

@@ -235,7 +235,7 @@ def test_no_value_comes_out_of_training_and_evaluation(
     )
     report, rows, run_folder = tmp_path / "r.html", tmp_path / "rows.csv", tmp_path / "run"
     words = ["--data", folder, "--checkpoint", tiny_run, "--device", "cpu"]
-    code, out, err = run("eval", *words, "--report", report, "--per-image", rows, "--json", *EVAL)
+    code, out, err = run("eval", *words, "--report", report, "--out", rows, "--json", *EVAL)
     assert code == 3
     settings = ("training.steps=1", "training.batch_size=4", "data.augment=none", f"data.cache={tmp_path / 'cache'}")
     flags = [part for s in (*settings, "data.workers=1", "eval.batch_size=2") for part in ("--set", s)]

@@ -3,6 +3,7 @@
 import functools
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 import numpy as np
 import pydicom
@@ -120,10 +123,14 @@ def test_nothing_is_left_of_an_iterator_that_is_closed() -> None:
 
 def test_an_exception_of_the_consumers_ends_the_workers() -> None:
     pids = []
-    with pytest.raises(ZeroDivisionError):
+
+    def consume() -> None:
         for pid in guarded_map(eval, [PID] * 100):
             pids.append(pid)
             1 / (len(pids) - 2)
+
+    with pytest.raises(ZeroDivisionError):
+        consume()
     assert wait_for(lambda: not any(is_alive(pid) for pid in pids))
 
 
@@ -135,10 +142,10 @@ def test_errors_of_ours_come_through() -> None:
     assert isinstance(first, NotAnImage)
     assert first.kind == "not an image"
     assert (type(second), str(second)) == (UnreadableImage, "truncated")
-    with pytest.raises(UsageError, match="^no such window$"):
+    with pytest.raises(UsageError, match="no such window"):
         list(guarded_map(exec, [raising + "UsageError('no such window')"]))
-    with pytest.raises(UsageError, match="--window|window"):
-        next(read_images([REAL / "CT_small.dcm"], window="nonsense"))
+    with pytest.raises(UsageError, match="'last' is not understood"):
+        next(read_images([REAL / "CT_small.dcm"], frame="last"))
 
 
 def test_values_come_back_as_they_are() -> None:
@@ -238,8 +245,9 @@ def test_what_a_worker_cannot_import_is_the_callers_error(monkeypatch: pytest.Mo
 
 
 def test_a_worker_that_cannot_start_is_no_files_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OutOfResources, match="does not start"):
-        list(guarded_map(eval, ["1"], limits=Limits(memory_mb=1)))
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(OutOfResources, match=r"does not start: exit 1"):
+        list(guarded_map(eval, ["1"]))
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with pytest.raises(OutOfResources, match="does not start: No such file"):
         list(guarded_map(eval, ["1"]))
@@ -275,8 +283,9 @@ def test_a_batch_of_good_and_bad_files(tmp_path: Path) -> None:
     assert kinds["missing.dcm"] == kinds["."] == "cannot be opened"
 
 
-JPEG_LS = (REAL / "MR_small_jpeg_ls_lossless.dcm", b"\xff\xf7\0\x0b\x10", b"\xff\xf7\0\x0b\x5f")  # 95 bits a sample
-JPEG_LOSSLESS = (REAL / "SC_rgb_jpeg_gdcm.dcm", b"\xff\xc3\0\x11", b"\xff\x42\0\x11")  # no frame header
+# A file and a byte string in its frame header: SOF marker, length, bits a sample. With 95 of them GDCM dies.
+JPEG_LS = (REAL / "MR_small_jpeg_ls_lossless.dcm", b"\xff\xf7\0\x0b\x10", b"\xff\xf7\0\x0b\x5f")
+JPEG_LOSSLESS = (REAL / "SC_rgb_jpeg_gdcm.dcm", b"\xff\xc3\0\x11\x08", b"\xff\xc3\0\x11\x5f")
 
 
 @pytest.mark.parametrize("recipe", [JPEG_LS, JPEG_LOSSLESS], ids=["JPEG-LS", "lossless JPEG"])
@@ -350,7 +359,8 @@ def test_a_request_to_stop_costs_no_file() -> None:
         from grrcoca_cli.signals import StopRequest
         from medical.guard import guarded_map
         with StopRequest() as stop:
-            for number, answer in enumerate(guarded_map(eval, [f"__import__('time').sleep(0.02) or {i}" for i in range(30)])):
+            programs = [f"__import__('time').sleep(0.02) or {number}" for number in range(30)]
+            for number, answer in enumerate(guarded_map(eval, programs)):
                 assert answer == number, answer
                 if number == 1:
                     os.killpg(0, signal.SIGINT)
@@ -379,26 +389,27 @@ def test_a_reader_is_an_image_reader(tmp_path: Path) -> None:
     read.close()
 
 
-def test_a_reader_has_one_process_restarts_it_and_takes_it_along() -> None:
-    read = GuardedReader(eval)  # type: ignore[arg-type]
-    pid = read(PID)  # type: ignore[arg-type]
-    assert read(PID) == pid  # type: ignore[arg-type]
+def test_a_reader_has_one_process_and_starts_it_anew() -> None:
+    read = cast("Callable[[str], object]", GuardedReader(eval))  # type: ignore[arg-type]
+    pid = read(PID)
+    assert read(PID) == pid
     with pytest.raises(UnreadableImage, match="SIGABRT"):
-        read("__import__('os').abort()")  # type: ignore[arg-type]
-    other = read(PID)  # type: ignore[arg-type]
+        read("__import__('os').abort()")
+    other = cast(int, read(PID))
     assert other != pid
     os.kill(other, signal.SIGKILL)  # while it waits
-    third = read(PID)  # type: ignore[arg-type]
+    third = read(PID)
     assert third not in (pid, other)
-    found: list[object] = []
-    threads = [threading.Thread(target=lambda: found.append(read(PID))) for _ in range(8)]  # type: ignore[arg-type]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [third] * 8
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(read, [PID] * 24)) == {third}
+
+
+def test_a_readers_process_ends_with_it() -> None:
+    read = GuardedReader(eval)  # type: ignore[arg-type]
+    pid = cast(int, read(PID))  # type: ignore[arg-type]
+    assert is_alive(pid)
     del read
-    assert not is_alive(third)
+    assert not is_alive(pid)
 
 
 def test_a_forked_copy_leaves_its_parents_worker_alone() -> None:
@@ -447,5 +458,4 @@ def test_a_stopped_process_starts_no_other() -> None:
     assert process("1") == 1
     process.stop()
     with pytest.raises(RuntimeError, match="stopped"):
-        process("1")
         process("1")
