@@ -1,0 +1,162 @@
+"""`grrcoca eval` beside the plain table: comparisons, groups, clusters, rows, the report, Java by choice."""
+
+import csv
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from grrcoca_cli.cli import app
+
+
+def run(*words: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["eval", *map(str, words)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[object]:
+    """130 captions with references that have a modality and a patient; the flags that score them."""
+    draw = random.Random(0)
+    words = "left right lung mass node cyst small large CT MRI of the in a with".split()  # noqa: SIM905
+    with (tmp_path / "r.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "caption", "kind", "patient"])
+        captions = {}
+        for number in range(130):
+            reference = " ".join(draw.choices(words, k=9))
+            captions[f"i{number}"] = " ".join(reference.split()[: draw.randint(3, 9)])
+            writer.writerow([f"i{number}", reference, "xy"[number % 10 == 0], number // 5])
+    (tmp_path / "p.json").write_text(json.dumps(captions))
+    worse = {image: (text if number % 4 else "a cyst") for number, (image, text) in enumerate(captions.items())}
+    (tmp_path / "worse.json").write_text(json.dumps(worse))
+    return ["--predictions", tmp_path / "p.json", "--references", tmp_path / "r.csv"]
+
+
+def metrics_of(out: str) -> dict[str, dict]:
+    return json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))["metrics"]
+
+
+def test_a_comparison(files: list[object], tmp_path: Path) -> None:
+    code, out, _ = run(*files, "--compare", tmp_path / "worse.json", "--json")
+    change = metrics_of(out)["rouge_l"]["difference"]
+    assert code == 0
+    assert change["interval"]["low"] > 0
+    assert change["p"] < 0.001
+    assert any("not adjusted" in note for note in json.loads(out)["notes"])
+    code, out, _ = run(*files, "--compare", tmp_path / "p.json", "--json")
+    for found in metrics_of(out).values():
+        if "difference" in found:
+            assert found["difference"] == {"value": 0, "interval": {"low": 0, "high": 0}, "p": 1}
+    code, out, _ = run(*files, "--compare", tmp_path / "worse.json")
+    assert code == 0
+    assert "ours less it" in out
+
+
+def test_a_comparison_needs_the_same_images(files: list[object], tmp_path: Path) -> None:
+    (tmp_path / "few.json").write_text(json.dumps({"i0": "a cyst"}))
+    code, _, err = run(*files, "--compare", tmp_path / "few.json")
+    assert code == 2
+    assert "129 of 130 images" in err
+
+
+def test_groups_and_clusters(files: list[object]) -> None:
+    code, out, _ = run(*files, "--set", "eval.group_by=kind", "--json")
+    groups = json.loads(out)["groups"]
+    assert code == 0
+    assert [(group["name"], group["images"], group["ranked"]) for group in groups] == [
+        ("x", 117, True),
+        ("y", 13, False),
+    ]
+    whole = metrics_of(out)["rouge_l"]["value"]
+    assert sum(group["images"] * group["values"]["rouge_l"] for group in groups) / 130 == pytest.approx(whole)
+    _, out, _ = run(*files, "--set", "eval.group_by=modality")
+    assert "CT" in out
+    assert "too few to rank" in out
+    loose = metrics_of(run(*files, "--json")[1])["rouge_l"]["interval"]
+    clustered = metrics_of(run(*files, "--set", "eval.cluster_by=patient", "--json")[1])["rouge_l"]["interval"]
+    assert clustered != loose
+    code, _, err = run(*files, "--set", "eval.cluster_by=pateint")
+    assert code == 2
+    assert "patient" in err
+
+
+def test_rows_report_and_no_resampling(files: list[object], tmp_path: Path) -> None:
+    report, rows = tmp_path / "r.html", tmp_path / "rows.csv"
+    code, out, err = run(*files, "--report", report, "--out", rows, "--set", "eval.resamples=0", "--json")
+    assert code == 0
+    assert metrics_of(out)["bleu4"]["interval"] is None
+    assert "Clinical proxies" in report.read_text(encoding="utf-8")
+    assert str(report) in err
+    table = list(csv.DictReader(rows.read_text(encoding="utf-8").splitlines()))
+    assert len(table) == 130
+    mean = sum(float(row["rouge_l"]) for row in table) / 130
+    assert mean == pytest.approx(metrics_of(out)["rouge_l"]["value"])
+    code, _, err = run(*files, "--out", tmp_path / "rows.xlsx")
+    assert code == 2
+    assert ".csv or .jsonl" in err
+
+
+def test_saved_document_frequencies(files: list[object], tmp_path: Path) -> None:
+    idf = tmp_path / "idf.json"
+    whole = metrics_of(run(*files, "--set", f"eval.save_idf={idf}", "--json")[1])
+    again = run(*files, "--idf", idf, "--json")[1]
+    assert metrics_of(again)["cider_d"]["value"] == pytest.approx(whole["cider_d"]["value"])
+    assert "idf:file-" in json.loads(again)["signature"]
+    code, _, err = run(*files, "--idf", idf, "--set", "eval.tokenizer=whitespace")
+    assert code == 2
+    assert "tokenizer" in err
+
+
+def test_plain_text_of_another_tool(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shared_data / "caption-eval" / "nlgeval_example"
+    words = [
+        "--predictions",
+        folder / "hyp.txt",
+        "--references",
+        folder / "ref1.txt",
+        "--references",
+        folder / "ref2.txt",
+    ]
+    monkeypatch.setenv("PATH", "/nowhere")  # no Java
+    code, out, _ = run(*words, "--json")
+    golden = json.loads((shared_data / "caption-eval" / "golden" / "nlgeval.json").read_text(encoding="utf-8"))
+    assert code == 0
+    assert metrics_of(out)["bleu4"]["value"] == pytest.approx(golden["scores"]["Bleu_4"], abs=1e-12)
+    code, _, err = run(*words, "--set", "eval.meteor=true")
+    assert code == 2
+    assert "no java is on the PATH" in err
+
+
+@pytest.mark.java
+def test_java_by_choice(files: list[object]) -> None:
+    if shutil.which("java") is None:
+        pytest.skip("java is not here")
+    code, out, _ = run(*files, "--set", "eval.meteor=true", "--set", "eval.verify_java=true", "--json")
+    found = metrics_of(out)
+    assert code == 0
+    assert 0 < found["meteor"]["value"] < 1
+    assert found["cider_d_java"]["value"] == pytest.approx(found["cider_d"]["value"], abs=1e-12)
+    assert any("splits 0 of 260" in note for note in json.loads(out)["notes"])
+
+
+def test_one_percent_of_other_captions_is_found(shared_data: Path, tmp_path: Path) -> None:
+    """On ROCO's test captions, radiology."""
+    lines = (shared_data / "roco-v1-text/data/test/radiology/captions.txt").read_text(encoding="utf-8").split("\n")
+    captions = {line.split("\t", 1)[0]: line.split("\t", 1)[1].strip() for line in lines if "\t" in line}
+    captions = {image: text for image, text in captions.items() if any(map(str.isalnum, text))}
+    draw, ids = random.Random(0), sorted(captions)
+    ours = {image: " ".join(word for word in captions[image].split() if draw.random() > 0.3) for image in ids}
+    other = ours | {image: captions[draw.choice(ids)] for image in draw.sample(ids, round(len(ids) / 100))}
+    for name, content in (("r", {image: [text] for image, text in captions.items()}), ("a", ours), ("b", other)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    words = ["--predictions", tmp_path / "a.json", "--references", tmp_path / "r.json", "--json"]
+    found = metrics_of(run(*words, "--compare", tmp_path / "b.json")[1])
+    for name in ("bleu4", "rouge_l", "cider_d", "imageclef_rouge1", "chrf"):
+        assert found[name]["difference"]["interval"]["low"] > 0
+        assert found[name]["difference"]["p"] < 0.01
