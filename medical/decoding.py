@@ -26,6 +26,8 @@ RETIRED_JPEG = frozenset({"1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55"})
 MAX_EXPANSION = (2**26, 1000)
 """A compressed frame may grow to so many bytes, and above that to so many times its own size."""
 
+NO_END = "compressed pixel data without an end: perhaps truncated"
+
 EXTRA = "'grrcoca[dicom-extra]'"
 
 _PLUGINS = ("pylibjpeg", "pillow", "gdcm", "pydicom")
@@ -71,7 +73,8 @@ def decode_frame(dataset: "FileDataset", fmt: PixelFormat, frame: int) -> tuple[
     except (*MALFORMED, RuntimeError, IndexError, EOFError, OSError) as error:
         # The codecs' own words may quote the file and are dropped
         name = registered_name(fmt.transfer_syntax)
-        raise UnreadableImage("damaged", f"{name} pixel data cannot be decoded ({type(error).__name__})") from None
+        kind = "truncated" if NO_END in fmt.warnings else "damaged"
+        raise UnreadableImage(kind, f"{name} pixel data cannot be decoded ({type(error).__name__})") from None
 
 
 def decodable() -> dict[str, str]:
@@ -169,7 +172,7 @@ def _decode_by_imagecodecs(encoded: bytes, fmt: PixelFormat) -> tuple[NDArray[An
         stored = jpeg8_decode(encoded, colorspace=coded, outcolorspace="RGB")
         fmt = replace(fmt, photometric="RGB")
     if fmt.signed:
-        above = 16 - fmt.bits_stored
+        above = max(16 - fmt.bits_stored, 0)
         stored = (stored.astype(np.uint16) << above).view(np.int16) >> above
     return stored, fmt
 
@@ -188,7 +191,7 @@ def _encoded_frame(dataset: "FileDataset", data: bytes, fmt: PixelFormat, frame:
         raise UnreadableImage("damaged", f"{len(encoded):,} bytes of compressed pixel data are too few for the image")
     check_codestream(encoded, fmt.codec, FrameSize(fmt.rows, fmt.columns, fmt.samples))
     if fmt.codec != "RLE" and b"\xff\xd9" not in encoded[-16:]:
-        fmt = replace(fmt, warnings=(*fmt.warnings, "compressed pixel data without an end: perhaps truncated"))
+        fmt = replace(fmt, warnings=(*fmt.warnings, NO_END))
     return encoded, fmt
 
 

@@ -32,14 +32,22 @@ LIMIT = 0.01
 NO_PIXELS = frozenset({"not an image", "no pixel data"})
 """Refusals of objects that hold no picture to look at; the rest counts as files with pixels."""
 
-EXPLAINED: dict[str, str] = {}
+EXPLAINED = {
+    "MR_MR3_jpegls_near.dcm": "PixelPaddingValue 0: black here, windowed as if it were tissue by DCMTK; same samples",
+}
 """Files of which DCMTK's picture is rightly another, with the reason."""
-
 
 NOT_RENDERED = {
     "gdcm-US-ALOKA-16.dcm": "DCMTK passes over segmented palettes",
     "gdcm-US-ALOKA-16_big.dcm": "DCMTK passes over segmented palettes",
+    "CT_enhanced_2frames_fragmented_jpeg51.dcm": "DCMTK does not join a frame's fragments without an offset table",
+    "SC_rgb_jpeg.dcm": "DCMTK loses its way among this file's elements",
+    **dict.fromkeys(
+        ("SC_rgb_32bit.dcm", "SC_rgb_32bit_2frame.dcm", "SC_rgb_expb_32bit.dcm", "SC_rgb_expb_32bit_2frame.dcm"),
+        "DCMTK wants samples of 32 bits in words (OW)",
+    ),
 }
+"""Files that DCMTK makes no picture of, with the reason; of JPEG 2000 it has none."""
 
 
 @dataclass(frozen=True)

@@ -170,18 +170,24 @@ def test_a_file_that_ends_within_compressed_pixel_data_is_truncated(make_dicom):
         read_image(file[:-40])
 
 
-def test_a_codestream_without_an_end_is_read_with_a_warning(shared_data):
-    data = (shared_data / "dicom" / "CT_ts_jpeg_p14sv1.dcm").read_bytes()
+@pytest.mark.parametrize("syntax", ["jpeg_p14sv1", "j2k_lossless"])
+def test_a_codestream_without_an_end_is_read_with_a_warning_or_truncated(shared_data, syntax):
+    data = (shared_data / "dicom" / f"CT_ts_{syntax}.dcm").read_bytes()
     at = data.rindex(b"\xff\xd9")
-    cut = read_image(data[:at] + b"\0\0" + data[at + 2 :])
-    assert "compressed pixel data without an end: perhaps truncated" in cut.description.warnings
+    cut = data[:at] + b"\0\0" + data[at + 2 :]
+    if syntax == "j2k_lossless":
+        with pytest.raises(UnreadableImage, match="truncated: JPEG 2000 Image Compression"):
+            read_image(cut)
+        return
+    assert read_image(data).description.warnings == ()
+    assert read_image(cut).description.warnings == ("compressed pixel data without an end: perhaps truncated",)
 
 
 def test_rle_keeps_the_stored_bits_where_the_header_says_they_are(make_dicom):
     values = np.arange(64, dtype=np.uint16).reshape(8, 8) << 4 | 0x5  # twelve bits above four others
     planes = [bytes(values.astype(">u2").tobytes()[offset::2]) for offset in (0, 1)]
     segments = [bytes([63]) + plane for plane in planes]
-    frame = struct.pack("<16I", 2, 64, 64 + 65, *[0] * 13) + segments[0] + segments[1] + b"\0" * 0
+    frame = struct.pack("<16I", 2, 64, 64 + 65, *[0] * 13) + segments[0] + segments[1]
     elements = {"BitsStored": 12, "HighBit": 15, "WindowCenter": 32, "WindowWidth": 64}
     data = make_dicom(values, syntax=RLELossless, PixelData=encapsulate([frame]), **elements)
     np.testing.assert_allclose(read_image(data).pixels[0].ravel(), np.arange(64) / 63, atol=1e-6)
@@ -203,7 +209,11 @@ def test_a_video_is_not_supported_by_name(make_dicom):
 
 
 def test_a_codec_that_fails_is_a_refusal_without_its_words(make_dicom, capfd):
-    frame = b"\xff\x4f\xff\x51" + struct.pack(">HH8IH3B", 41, 0, 8, 8, 0, 0, 8, 8, 0, 0, 1, 7, 1, 1) + b"Marked^Value"
+    frame = (
+        b"\xff\x4f\xff\x51"
+        + struct.pack(">HH8IH3B", 41, 0, 8, 8, 0, 0, 8, 8, 0, 0, 1, 7, 1, 1)
+        + b"Marked^Value\xff\xd9"
+    )
     with pytest.raises(UnreadableImage) as caught:
         read_image(make_dicom(GREY, syntax=JPEG2000, PixelData=encapsulate([frame])))
     assert str(caught.value).startswith("damaged: JPEG 2000 Image Compression pixel data cannot be decoded (")

@@ -138,10 +138,133 @@ def test_center_and_width_as_asked_win_over_the_file(read):
     np.testing.assert_array_equal(image.pixels[0], apply_window(RAMP.astype(np.float32), -600, 1500))
 
 
-@pytest.mark.parametrize("text", ["", "lungs", "40/0", "40/-4", "nan/3", "1e3/2", "-1", "40,400"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "lungs", "40/0", "40/-4", "nan/3", "1e3/2", "-1", "40,400", "lung,bone", "lung,,bone", "name:", "1,2,3,4"],
+)
 def test_a_window_that_is_no_window_is_a_usage_error(text):
     with pytest.raises(UsageError, match="centre/width"):
         parse_windows(text)
+
+
+@pytest.mark.parametrize("text", ["soft tissue", "SOFT_TISSUE", " soft-tissue "])
+def test_a_preset_may_be_written_in_several_ways(text):
+    assert parse_windows(text)[0].preset == "soft-tissue"
+
+
+NAMED = {
+    "WindowCenter": [40, -600, 300],
+    "WindowWidth": [400, 1500, 1500],
+    "WindowCenterWidthExplanation": ["WINDOW1", "Lungs  Sharp", "BRAIN"],
+}
+
+
+@pytest.mark.parametrize(
+    ("window", "center", "source"),
+    [
+        ("window1", 40, "window of the file by name"),
+        ("lungs sharp", -600, "window of the file by name"),
+        ("name:LUNGS SHARP", -600, "window of the file by name"),
+        ("name:brain", 300, "window of the file by name"),
+        ("brain", 40, "CT preset brain"),  # a recipe's preset means one window in every file
+        ("auto", 40, "first window of the file"),
+        (None, 40, "first window of the file"),
+        ("2", 300, "window of the file by index"),
+    ],
+)
+def test_a_window_of_the_file_by_its_name_and_a_preset_before_it(read, window, center, source):
+    used = read(RAMP, window=window, **NAMED).description.window
+    assert (used.center, used.source) == (center, source)
+
+
+def test_a_name_the_file_lacks_gives_way_to_the_first_and_no_name_is_shown(read):
+    image = read(RAMP, window="coronary", **NAMED)
+    assert image.description.window.center == 40
+    assert image.description.warnings == ("the file has no window with the name asked for",)
+    assert "sharp" not in repr(read(RAMP, window="lungs sharp", **NAMED).description).lower()
+    unnamed = read(RAMP, window="coronary", WindowCenter=40, WindowWidth=400)
+    assert unnamed.description.warnings == image.description.warnings
+
+
+def test_an_index_counts_windows_as_the_file_does_and_passes_over_a_useless_one(read):
+    elements = {"WindowCenter": [40, 10, -600], "WindowWidth": [400, 0, 1500]}
+    assert read(RAMP, window="2", **elements).description.window.center == -600
+    useless = read(RAMP, window="1", **elements)
+    assert useless.description.window.center == 40
+    assert useless.description.warnings == ("the file has no window with the index asked for",)
+
+
+def test_three_windows_make_three_channels(read):
+    image = read(RAMP, window="lung, mediastinum,40/400")
+    assert image.pixels.shape == (3, 32, 64)
+    for channel, window in zip(image.pixels, ("lung", "mediastinum", "40/400"), strict=True):
+        assert np.array_equal(channel, read(RAMP, window=window).pixels[0])
+    assert str(image.description.window) == (
+        "CT preset lung (centre -600, width 1500); CT preset mediastinum (centre 50, width 350); "
+        "as asked (centre 40, width 400)"
+    )
+
+
+def test_three_windows_of_another_modality_warn_once(read):
+    image = read(RAMP, window="lung,mediastinum,bone", Modality="MR", WindowCenter=40, WindowWidth=400)
+    assert image.pixels.shape == (3, 32, 64)
+    assert image.description.warnings == ("the CT preset was not used: not a CT",)
+
+
+def test_three_windows_invert_and_keep_padding_black_each(read):
+    inverted = {"PhotometricInterpretation": "MONOCHROME1", "PixelPaddingValue": -1024}
+    image = read(RAMP, window="0/100,0/1000,0/4000", **inverted)
+    assert (image.pixels[:, 0, 0] == 0).all()
+    for channel, width in zip(image.pixels, (100, 1000, 4000), strict=True):
+        np.testing.assert_array_equal(channel.ravel()[1:], 1 - apply_window(RAMP.ravel()[1:] * np.float32(1), 0, width))
+
+
+@pytest.mark.parametrize("function", ["", "SIGMOID", "LINEAR_EXACT", "SOMETHING"])
+def test_the_function_of_the_file_holds_and_an_empty_or_unknown_one_is_linear(read, function):
+    image = read(RAMP, WindowCenter=40, WindowWidth=400, VOILUTFunction=function)
+    expected = apply_window(RAMP.astype(np.float32), 40, 400, function if "_" in function or function else "LINEAR")
+    np.testing.assert_array_equal(image.pixels[0], expected)
+
+
+def test_a_width_below_one_is_linear_exact(read):
+    stored = np.array([[0, 1, 2, 3]], np.uint8)
+    image = read(stored, RescaleSlope="0.1", RescaleIntercept=0, WindowCenter="0.15", WindowWidth="0.3")
+    np.testing.assert_allclose(image.pixels[0, 0], [0, 1 / 3, 2 / 3, 1], atol=1e-6)
+
+
+def test_a_useless_voi_lut_and_window_give_way_to_percentiles(read):
+    flat = {"VOILUTSequence": [lut_item([7, 7, 7], first=0)]}
+    image = read(RAMP, **flat)
+    assert image.description.window.source == "percentiles: no usable window in the file"
+    assert image.description.warnings == ("the window of the file shows one grey level: not used",)
+    empty = read(RAMP, VOILUTSequence=[Dataset()], WindowCenter=40, WindowWidth=400)
+    assert empty.description.window.center == 40
+
+
+def test_of_several_voi_luts_the_index_chooses_where_there_is_no_window(read):
+    stored = np.array([[0, 1, 2]], np.uint8)
+    luts = [lut_item([0, 50, 100], first=0, bits=8), lut_item([0, 100, 255], first=0, bits=8)]
+    np.testing.assert_allclose(read(stored, VOILUTSequence=luts).pixels[0, 0] * 255, [0, 50, 100], atol=1e-4)
+    second = read(stored, VOILUTSequence=luts, window="1")
+    np.testing.assert_allclose(second.pixels[0, 0] * 255, [0, 100, 255], atol=1e-4)
+
+
+def test_a_voi_lut_of_a_functional_group(read):
+    voi, group = Dataset(), Dataset()
+    voi.VOILUTSequence = [lut_item([0, 100, 255], first=0, bits=8)]
+    group.FrameVOILUTSequence = [voi]
+    image = read(np.array([[0, 1, 2]], np.uint8), SharedFunctionalGroupsSequence=[group])
+    np.testing.assert_allclose(image.pixels[0, 0] * 255, [0, 100, 255], atol=1e-4)
+
+
+def test_a_lut_of_8_bit_entries_stored_in_words_either_way(read):
+    """Two to a word as the standard has it, or one to a word as many files have it; as words (OW) or numbers (US)."""
+    stored = np.array([[0, 1, 2, 3]], np.uint8)
+    for data in (bytes([0, 50, 100, 255]), np.array([0, 50, 100, 255], "<u2").tobytes()):
+        item = Dataset()
+        item.add_new("LUTDescriptor", "US", [4, 0, 8])
+        item.add_new("LUTData", "OW", data)
+        np.testing.assert_allclose(read(stored, VOILUTSequence=[item]).pixels[0, 0] * 255, [0, 50, 100, 255], atol=1e-4)
 
 
 def test_a_near_miss_names_the_preset_that_was_meant():
@@ -176,6 +299,24 @@ def test_padding_is_black_and_left_out_of_percentiles(read, photometric):
     low, high = np.percentile(stored[12:], [0.5, 99.5])
     shown = np.clip((stored[12:] - low) / (high - low), 0, 1)
     np.testing.assert_allclose(image.pixels[0, 12:], shown if photometric == "MONOCHROME2" else 1 - shown, atol=1e-5)
+
+
+def test_padding_of_float_pixels_and_what_is_no_number(make_dicom):
+    stored = np.linspace(-1, 3, 64, dtype=np.float32).reshape(8, 8)
+    stored[0, :3] = np.nan, np.inf, -99
+    data = make_dicom(stored, PixelData=None, FloatPixelData=stored.tobytes(), FloatPixelPaddingValue=-99.0)
+    image = read_image(data, window="1/4")
+    assert (image.pixels[0, 0, :3] == 0).all()
+    np.testing.assert_allclose(image.pixels[0, 1:], np.clip((stored[1:] - 0.5) / 3 + 0.5, 0, 1), atol=1e-6)
+
+
+def test_padding_of_unsigned_pixels_that_was_written_as_a_negative_number(make_dicom):
+    stored = np.arange(65536 - 64, 65536, dtype=np.uint16).reshape(8, 8)
+    data = make_dicom(stored, PixelPaddingValue=65535, WindowCenter=65504, WindowWidth=64)
+    at = data.index(b"\x28\x00\x20\x01US")
+    signed = data[: at + 4] + b"SS" + data[at + 6 :]
+    for file in (data, signed):
+        assert read_image(file).pixels[0, 7, 6:].tolist() == [pytest.approx(62.5 / 63, abs=0.01), 0]
 
 
 def test_an_image_of_padding_alone_is_still_read(read):

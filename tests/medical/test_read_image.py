@@ -2,13 +2,15 @@
 
 import io
 import logging
+import subprocess
+import sys
 import warnings
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
-from pydicom import Dataset, config
+from pydicom import Dataset, config, dcmread, dcmwrite
 from pydicom.uid import (
     BasicTextSRStorage,
     DeflatedExplicitVRLittleEndian,
@@ -17,7 +19,8 @@ from pydicom.uid import (
 )
 
 from grrcoca_cli.errors import NotAnImage, UnreadableImage, UsageError
-from medical.image import read_image, read_pixels
+from medical import image as image_module
+from medical.image import read_frames, read_image, read_pixels
 
 GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 WINDOW = {"WindowCenter": "128.0", "WindowWidth": "256.0"}
@@ -156,6 +159,115 @@ def test_the_middle_of_a_volume_the_first_of_a_cine_or_as_asked(make_dicom):
     assert refusal(volume, frame=5).kind == "no such frame"
     with pytest.raises(UsageError, match="'last'"):
         read_image(volume, frame="last")
+
+
+def test_all_frames_come_one_at_a_time(make_dicom, monkeypatch):
+    frames = np.stack([np.full((2, 2), level, np.uint8) for level in (0, 51, 255)])
+    volume = make_dicom(frames, NumberOfFrames=3, **WINDOW)
+    before, decoded = config.settings.reading_validation_mode, []
+    real = image_module.decode_frame
+    monkeypatch.setattr(image_module, "decode_frame", lambda *given: decoded.append(given[2]) or real(*given))
+    images = read_frames(volume)
+    assert decoded == []
+    first = next(images)
+    assert (first.description.frame_read, first.description.frames, decoded) == (0, 3, [0])
+    assert config.settings.reading_validation_mode == before  # between frames the caller's own
+    rest = list(images)
+    assert [image.description.frame_read for image in rest] == [1, 2]
+    assert [image.pixels[0, 0, 0] for image in (first, *rest)] == pytest.approx([0, 0.2, 1])
+    assert np.array_equal(rest[0].pixels, read_image(volume, frame=1).pixels)
+
+
+def test_the_frames_of_a_picture_are_one_and_bad_input_is_refused_when_asked_for():
+    buffer = io.BytesIO()
+    Image.fromarray(GREY).save(buffer, "PNG")
+    (image,) = read_frames(buffer.getvalue(), window="lung")
+    assert image.description.frames == 1
+    with pytest.raises(NotAnImage):
+        next(read_frames(b"# notes" * 40))
+    with pytest.raises(UsageError, match="did you mean 'lung'"):
+        read_frames(buffer.getvalue(), window="lungs")
+
+
+def test_three_windows_of_a_picture_that_has_none_are_passed_over_with_a_warning(make_dicom):
+    buffer = io.BytesIO()
+    Image.fromarray(GREY).save(buffer, "PNG")
+    rgb = make_dicom(np.zeros((4, 4, 3), np.uint8), SamplesPerPixel=3, PhotometricInterpretation="RGB")
+    for source, channels in ((buffer.getvalue(), 1), (rgb, 3)):
+        image = read_image(source, window="lung,mediastinum,bone")
+        assert image.pixels.shape[0] == channels
+        assert image.description.warnings == ("3 windows were asked for: not used, not a grey DICOM image",)
+        assert read_image(source, window="lung").description.warnings == ()
+
+
+def test_overlays_are_not_burned_in(make_dicom):
+    def with_overlay(**elements) -> bytes:
+        dataset = dcmread(io.BytesIO(make_dicom(GREY.astype(np.uint16), BitsStored=8, HighBit=7, **WINDOW)))
+        for keyword, vr, value in (
+            (0x60000010, "US", 8),
+            (0x60000011, "US", 8),
+            (0x60000040, "CS", "G"),
+            (0x60000050, "SS", [1, 1]),
+            (0x60000100, "US", 1),
+            (0x60000102, "US", 0),
+            (0x60003000, "OW", b"\xff" * 8),
+        ):
+            dataset.add_new(keyword, vr, value)
+        for keyword, value in elements.items():
+            setattr(dataset, keyword, value)
+        buffer = io.BytesIO()
+        dcmwrite(buffer, dataset)
+        return buffer.getvalue()
+
+    plain = read_image(make_dicom(GREY, **WINDOW)).pixels
+    np.testing.assert_allclose(read_image(with_overlay()).pixels, plain, atol=1e-6)
+    in_the_pixels = (GREY.astype(np.uint16) | 0x8000).tobytes()  # as old files have it, in a bit above those stored
+    np.testing.assert_allclose(read_image(with_overlay(PixelData=in_the_pixels)).pixels, plain, atol=1e-6)
+
+
+def test_an_odd_length_that_was_padded_is_no_excess(make_dicom):
+    image = read_image(make_dicom(GREY[:3, :3].copy(), PixelData=GREY[:3, :3].tobytes() + b"\0", **WINDOW))
+    np.testing.assert_allclose(image.pixels[0], GREY[:3, :3] / 255, atol=1e-6)
+    assert image.description.warnings == ()
+
+
+@pytest.mark.parametrize("charset", [b"ISO_IR 999", b"nonsense  ", b"\xff\xfe\\\\GB1803"])
+def test_an_odd_character_set_stops_nothing(make_dicom, charset):
+    elements = {"SpecificCharacterSet": "ISO_IR 100", "WindowCenterWidthExplanation": "a"}
+    data = make_dicom(GREY, **elements, **WINDOW).replace(b"ISO_IR 100", charset)
+    assert charset in data
+    image = read_image(data, window="a")
+    np.testing.assert_allclose(image.pixels[0], GREY / 255, atol=1e-6)
+    assert image.description.window.source == "window of the file by name"
+
+
+def test_the_palette_of_either_width_in_segments(make_dicom):
+    """Two entries as they are, three on a line, then the first segment again (PS3.3 C.7.9.2)."""
+    stored = np.array([[0, 1, 2, 3, 4, 5, 6]], np.uint8)
+    expected = np.array([10, 20, 30, 40, 50, 10, 20])
+    for bits, codes in ((16, [0, 2, 10, 20, 1, 3, 50, 2, 1, 0, 0]), (8, [0, 2, 10, 20, 1, 3, 50, 2, 1, 0, 0, 0, 0, 0])):
+        palette = {}
+        for colour in ("Red", "Green", "Blue"):
+            palette[f"{colour}PaletteColorLookupTableDescriptor"] = [7, 0, bits]
+            words = np.array(codes, "<u2" if bits == 16 else "u1").tobytes()
+            palette[f"Segmented{colour}PaletteColorLookupTableData"] = words
+        image = read_image(make_dicom(stored, PhotometricInterpretation="PALETTE COLOR", **palette))
+        np.testing.assert_allclose(image.pixels[1, 0] * (2**bits - 1), expected, atol=1e-2)
+
+
+def test_reading_needs_neither_torch_nor_torchvision_nor_monai(make_dicom, tmp_path):
+    (tmp_path / "image.dcm").write_bytes(make_dicom(GREY, **WINDOW))
+    Image.fromarray(GREY).save(tmp_path / "image.png")
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from medical.image import read_image
+        for path in Path(sys.argv[1]).iterdir():
+            assert read_image(path).pixels.shape == (1, 8, 8)
+        print(*(name for name in ("torch", "torchvision", "monai", "scipy", "matplotlib") if name in sys.modules))
+    """
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == ""
 
 
 def test_pixels_that_are_not_square_are_squared(make_dicom):

@@ -1,15 +1,19 @@
 """Real files: those inside pydicom and pydicom-data, and ../shared/data/dicom; known figures, and a sweep over all."""
 
 import logging
+import shutil
+import sys
 import warnings
 from collections import Counter
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from grrcoca_cli.errors import UnreadableImage
+from medical import decoding
+from medical.dicom import HEAD_BYTES, is_dicom
 from medical.image import RadiologyImage, read_image
 
 
@@ -145,3 +149,76 @@ def test_every_shared_file_gives_pixels_or_one_refusal(shared_data, silence):
     counts = sweep(shared_data / "dicom")
     by_the_extra = {"codec missing": 6} if find_spec("imagecodecs") is None else {"pictures": 6}
     assert counts == Counter({"pictures": 38, "not an image": 6, "missing element": 1}) + Counter(by_the_extra)
+
+
+FRAMES_WITHOUT_PIXELS = {"not an image", "no pixel data"}
+
+
+@pytest.mark.skipif(find_spec("imagecodecs") is None, reason="imagecodecs is not installed")
+def test_nearly_all_files_with_pixels_are_decoded_with_the_extra_and_without(shared_data, monkeypatch):
+    """Every file once without the extra, and again with it where only a codec was missing."""
+    folders = [folder for folder in (PYDICOM_FILES, PYDICOM_DATA_FILES, shared_data / "dicom") if folder is not None]
+    assert len(folders) == 3
+    monkeypatch.setattr(decoding, "find_spec", lambda name: None)
+    kinds, waiting = Counter(), []
+    for path in (path for folder in folders for path in folder.rglob("*") if path.is_file() and is_dicom_file(path)):
+        try:
+            read_image(path)
+            kinds["pictures"] += 1
+        except UnreadableImage as error:
+            kinds[error.kind] += 1
+            waiting += [path] if error.kind == "codec missing" else []
+    monkeypatch.undo()
+    with_pixels = kinds.total() - sum(kinds[kind] for kind in FRAMES_WITHOUT_PIXELS)
+    assert with_pixels > 200
+    assert kinds["pictures"] / with_pixels >= 0.92
+    assert (kinds["pictures"] + sum(read_image(path).pixels.size > 0 for path in waiting)) / with_pixels >= 0.96
+
+
+def is_dicom_file(path: Path) -> bool:
+    return is_dicom(path.read_bytes()[:HEAD_BYTES])
+
+
+@pytest.fixture(scope="module")
+def sweep_command():
+    """`tests/benchmarks/dicom_sweep.py` as a module."""
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "dicom_sweep.py"
+    spec = spec_from_file_location("dicom_sweep", path)
+    module = sys.modules[spec.name] = module_from_spec(spec)  # its dataclass looks itself up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.mark.dcmtk
+@pytest.mark.skipif(shutil.which("dcmj2pnm") is None, reason="DCMTK's dcmj2pnm is not installed")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CT_small",  # rescale and percentiles
+        "mlut_18",  # a modality LUT
+        "vlut_04",  # a VOI LUT
+        "examples_palette",
+        "SC_ybr_full_422_uncompressed",
+        "SC_rgb_rle_2frame",
+        "MR_small_RLE",
+        "emri_small_big_endian",  # many frames
+        "SC_rgb_jpeg_dcmtk",
+        "examples_overlay",
+    ],
+)
+def test_dcmtk_renders_the_same_picture(sweep_command, name):
+    assert PYDICOM_FILES is not None
+    path = next(path for folder in (PYDICOM_FILES, pydicom_data(".")) for path in folder.rglob(f"{name}.dcm"))
+    difference, why = sweep_command.compare(path, read_image(path))
+    assert why == ""
+    assert difference < 0.01
+
+
+def test_the_sweep_command_tells_what_became_of_each_file(sweep_command, shared_data, capsys, monkeypatch):
+    monkeypatch.setattr(sweep_command, "dicom_files", lambda folders: sorted(folders[0].glob("*_no_*.dcm")))
+    outcomes = [sweep_command.read(path) for path in sweep_command.dicom_files([shared_data / "dicom"])]
+    assert sweep_command.report(outcomes, show_all=True)
+    said = capsys.readouterr().out
+    assert "3 distinct DICOM files, 1 with pixels to look at" in said
+    assert "missing element: Rows in a DICOM object of unknown SOP class  [BAD_no_rows.dcm]" in said
