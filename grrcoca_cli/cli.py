@@ -115,7 +115,7 @@ def pretrain(
 @app.command()
 @_command
 def finetune(
-    dataset: Annotated[str, typer.Option(help="roco, folder, shards or phantoms (grrcoca ls datasets).")] = "roco",
+    dataset: Annotated[str, typer.Option(help="roco, coco, flickr30k, folder, … (grrcoca ls datasets).")] = "roco",
     data: Annotated[str, typer.Option(help="Where the data set lies.")] = "",
     checkpoint: Checkpoint = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/RECIPE")] = None,
@@ -194,7 +194,7 @@ def caption(
 @_command
 def evaluate(
     checkpoint: Checkpoint = None,
-    dataset: Annotated[str, typer.Option(help="roco, folder, shards or phantoms.")] = "folder",
+    dataset: Annotated[str, typer.Option(help="As finetune takes it.")] = "folder",
     data: Annotated[str, typer.Option(help="Where the data set lies.")] = "",
     split: Annotated[str, typer.Option(help="Split to measure on; 'all' for the whole set.")] = "test",
     predictions: Annotated[Path | None, typer.Option(help="Score these captions instead.", show_default=False)] = None,

@@ -13,7 +13,7 @@ from grrcoca_cli.errors import UsageError
 NormKind = Literal["rmsnorm", "layernorm"]
 MLPKind = Literal["geglu", "gelu"]
 PositionKind = Literal["rope", "learned"]
-DatasetKind = Literal["shards", "folder", "roco", "phantoms"]
+DatasetKind = Literal["shards", "folder", "roco", "coco", "flickr30k", "phantoms"]
 
 VARIANTS: dict[str, dict[str, str]] = {
     "grr-coca": {
@@ -140,8 +140,8 @@ class DataConfig(Section):
     """Which pictures and captions, and how they become tensors.
 
     Attributes:
-        dataset: How ``path`` is read: img2dataset ``shards``, a ``folder`` with a caption file, ``roco``, or
-            ``phantoms`` (drawn into the run folder where ``path`` is empty).
+        dataset: How ``path`` is read: img2dataset ``shards``, a ``folder`` with a caption file, ``roco``, ``coco``,
+            ``flickr30k``, or ``phantoms`` (drawn into the run folder where ``path`` is empty).
         path: A folder, a shard, a glob or a brace pattern.
         split: The training split's name, where the set has splits.
         validation_split: Its validation split; where it has none, ``validation_fraction`` is cut off by hash.

@@ -9,6 +9,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def plain(name: str) -> str:
+    """A file's name on one line, without the control characters that could move a cursor or fake a line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
 class ProgressLine:
     """A line that overwrites itself on a terminal; elsewhere a plain line now and then.
 

@@ -9,7 +9,7 @@ import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -127,8 +127,12 @@ def parse(source: Path | bytes) -> "FileDataset":
     return dataset
 
 
-def parse_header(source: Path | bytes) -> "FileDataset":
-    """A DICOM file's elements that place it among others, its pixels unread. Call within `quiet_pydicom`.
+def parse_header(source: Path | bytes, elements: Sequence[str] = tuple(HEADER_ELEMENTS)) -> "FileDataset":
+    """Some elements of a DICOM file, by default those that place it among others. Call within `quiet_pydicom`.
+
+    Args:
+        source: A file, or the bytes of one; its pixels stay unread.
+        elements: Keywords of what is kept.
 
     Raises:
         UnreadableImage: As `parse`.
@@ -137,7 +141,7 @@ def parse_header(source: Path | bytes) -> "FileDataset":
 
     with io.BytesIO(source) if isinstance(source, bytes) else _SizedFile(source) as file:
         _refuse_deflate_bomb(file)
-        return dcmread(file, force=True, stop_before_pixels=True, specific_tags=list(HEADER_ELEMENTS))
+        return dcmread(file, force=True, stop_before_pixels=True, specific_tags=list(elements))
 
 
 class _SizedFile(io.BufferedReader):

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from grrcoca_cli.errors import UnreadableImage
-from medical.dicom import is_dicom, modality, parse_header, sop_class_name
+from medical.dicom import NOT_PICTURES, is_dicom, modality, parse_header, sop_class_name
 from medical.elements import integer, numbers, texts, value
 from medical.image import read_head
 from medical.sources import ImageInput, load
 
-_DIGITS = 3
+_TOLERANCE = 0.005
 """Direction cosines of one scan differ in the fifth digit; those of two scans in the first or second."""
 
 
@@ -23,7 +23,7 @@ class Header:
 
     Attributes:
         series: Salted hash of SeriesInstanceUID; empty where there is none.
-        orientation: Direction cosines of rows and columns, rounded; empty where they are not given.
+        orientation: Direction cosines of rows and columns; empty where they are not given.
         position: Of the slice along its normal, in mm; None without a position.
         instance: InstanceNumber, or None.
         rows: Height in pixels.
@@ -82,13 +82,13 @@ def _dicom_header(source: Path | bytes, salt: bytes) -> Header:
     with named_refusals():
         dataset = parse_header(source)
         name = sop_class_name(dataset)
-        if "Image" not in name and not integer(dataset, "Rows"):
+        if name in NOT_PICTURES or ("Image" not in name and not integer(dataset, "Rows")):
             raise UnreadableImage("not an image", name)
         uid = value(dataset, "SeriesInstanceUID")
         cosines, place = numbers(dataset, "ImageOrientationPatient"), numbers(dataset, "ImagePositionPatient")
         return Header(
             series=hashlib.blake2b(str(uid).encode(), key=salt, digest_size=8).hexdigest() if uid else "",
-            orientation=tuple(round(cosine, _DIGITS) + 0.0 for cosine in cosines) if len(cosines) == 6 else (),
+            orientation=cosines if len(cosines) == 6 else (),
             position=_along_normal(cosines, place),
             instance=integer(dataset, "InstanceNumber"),
             rows=integer(dataset, "Rows") or 0,
@@ -100,12 +100,17 @@ def _dicom_header(source: Path | bytes, salt: bytes) -> Header:
 
 
 def _along_normal(cosines: Sequence[float], place: Sequence[float]) -> float | None:
-    """Distance of a slice from the origin along the cross product of its rows and columns (PS3.3 C.7.6.2.1.1)."""
+    """Distance of a slice from the origin along the cross product of its rows and columns (PS3.3 C.7.6.2.1.1).
+
+    None where the cosines are none: those of a sound file make a normal of length 1.
+    """
     if len(cosines) != 6 or len(place) != 3:
         return None
     (a, b, c), (d, e, f) = cosines[:3], cosines[3:]
     normal = (b * f - c * e, c * d - a * f, a * e - b * d)
-    return math.fsum(n * p for n, p in zip(normal, place, strict=True))
+    if not 0.9 < math.hypot(*normal) < 1.1:
+        return None
+    return sum(n * p for n, p in zip(normal, place, strict=True))
 
 
 def group_series(headers: Sequence[Header | UnreadableImage]) -> Volumes:
@@ -115,27 +120,42 @@ def group_series(headers: Sequence[Header | UnreadableImage]) -> Volumes:
         headers: Of each file, or why it has none, in the order of their names.
     """
     found = Volumes()
-    groups: defaultdict[tuple[object, ...], list[int]] = defaultdict(list)
+    stacks: defaultdict[tuple[str, int, int], list[list[int]]] = defaultdict(list)
     for index, header in enumerate(headers):
         if isinstance(header, UnreadableImage):
             found.refused[index] = header
         elif header.localizer:
             found.localizers.append(index)
         elif not header.series or header.frames > 1:
-            groups["single", index].append(index)
+            found.volumes.append([index])
         else:
-            groups[header.series, header.orientation, header.rows, header.columns].append(index)
-    for members in groups.values():
-        members.sort(key=lambda index: _order(headers[index]))
-        found.volumes.append(members)
+            alike = stacks[header.series, header.rows, header.columns]
+            stack = next((stack for stack in alike if _parallel(headers[stack[0]], header)), None)
+            if stack is None:
+                alike.append(stack := [])
+            stack.append(index)
+    found.volumes.extend(_sorted(stack, headers) for alike in stacks.values() for stack in alike)
     found.volumes.sort(key=min)
     return found
 
 
-def _order(header: Header | UnreadableImage) -> tuple[float, float]:
-    """By position; slices of one position, or without one, by their number; else as they came."""
-    assert isinstance(header, Header)
-    return header.position or 0.0, header.instance or 0
+def _parallel(a: Header | UnreadableImage, b: Header) -> bool:
+    """Whether two slices lie alike; compared and not rounded, which would part neighbours at a rounding edge."""
+    assert isinstance(a, Header)
+    pairs = zip(a.orientation, b.orientation, strict=False)
+    return len(a.orientation) == len(b.orientation) and all(abs(x - y) <= _TOLERANCE for x, y in pairs)
+
+
+def _sorted(members: list[int], headers: Sequence[Header | UnreadableImage]) -> list[int]:
+    """By position, if every slice has one; slices of one position, or all, by their number; else as they came."""
+    found = {index: header for index in members if isinstance(header := headers[index], Header)}
+    placed = all(header.position is not None for header in found.values())
+
+    def order(index: int) -> tuple[float, int]:
+        header = found[index]
+        return (header.position or 0.0) if placed else 0.0, header.instance or 0
+
+    return sorted(members, key=order)
 
 
 def choose(count: int, which: int | str) -> list[int]:

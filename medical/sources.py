@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -28,6 +29,7 @@ MAX_MEMBERS = 100_000
 MAX_INFLATION = (2**26, 200)
 """A member above so many bytes may not be more than so many times what it takes in the archive."""
 
+_STEP = 2**20
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _DIRECTORY = re.compile(rb"1\.2\.840\.10008\.1\.3\.10(?![\d.])")
 """SOP class of a DICOMDIR, Media Storage Directory, in a file's meta elements."""
@@ -93,13 +95,25 @@ def load(item: ImageInput) -> Path | bytes:
         return item.path
     try:
         with zipfile.ZipFile(item.path) as archive:
-            return archive.read(item.member)  # stops at the size that was checked, and compares the checksum
+            return _inflate(archive, archive.getinfo(item.member))
     except _DAMAGED as error:
         raise _not_given(error) from None
 
 
 def _not_given(error: Exception) -> UnreadableImage:
     return UnreadableImage("damaged", f"the archive does not give it ({type(error).__name__})")
+
+
+def _inflate(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """The bytes of a member, inflated in steps: all at once, zipfile makes room for more than the size it states.
+
+    Raises:
+        UnreadableImage: It is refused. A name may stand twice in an archive, and was checked for the other one.
+    """
+    if refusal := _refused(member):
+        raise refusal
+    with archive.open(member) as file:
+        return b"".join(iter(partial(file.read, _STEP), b""))
 
 
 def read_input(request: tuple[ImageInput, int | str, str | None]) -> RadiologyImage:
@@ -123,12 +137,17 @@ def _file(path: Path) -> Iterator[ImageInput]:
 
 
 def _folder(root: Path) -> Iterator[ImageInput]:
-    for folder, folders, names in os.walk(root):  # links to folders are not followed: they may lead in a circle
+    unread: list[OSError] = []
+    # Links to folders are not followed: they may lead in a circle
+    for folder, folders, names in os.walk(root, onerror=unread.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if not name.startswith("."):
                 path = Path(folder) / name
                 yield ImageInput(str(path), path, named=False)
+    for error in unread:
+        refusal = UnreadableImage("cannot be opened", error.strerror or type(error).__name__)
+        yield ImageInput(str(error.filename), Path(error.filename), named=False, refusal=refusal)
 
 
 def _standard_input() -> Iterator[ImageInput]:
@@ -151,13 +170,17 @@ def _members(file: BinaryIO, name: str, path: Path | None) -> Iterator[ImageInpu
         members = sorted(archive.infolist(), key=lambda member: member.filename)
         if len(members) > MAX_MEMBERS:
             raise UsageError(f"{name} has {len(members):,} members, at most {MAX_MEMBERS:,} are read: unpack it")
+        held = 0  # of standard input, whose members are all in memory at once
         for member in members:
-            if member.is_dir() or _is_hidden(member.filename):
+            if member.filename and (member.is_dir() or _is_hidden(member.filename)):
                 continue
             shown, refusal, content = f"{name}/{member.filename}", _refused(member), b""
             if refusal is None and path is None:
+                held += member.file_size
+                if held > MAX_BYTES:
+                    raise UsageError(f"the archive in {name} holds more than {MAX_BYTES:,} bytes: give it as a file")
                 try:
-                    content = archive.read(member)
+                    content = _inflate(archive, member)
                 except _DAMAGED as error:
                     refusal = _not_given(error)
             yield ImageInput(shown, path, member.filename, content, named=False, grouped=True, refusal=refusal)
@@ -170,6 +193,8 @@ def _is_hidden(name: str) -> bool:
 
 def _refused(member: zipfile.ZipInfo) -> UnreadableImage | None:
     """Why a member is not read: it leaves its folder, is a link, is locked, or is a bomb."""
+    if not member.filename:  # all of it behind a zero byte; `is_dir` would fail on it
+        return UnreadableImage("damaged", "it has no name")
     name = member.filename.replace("\\", "/")
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or name[1:2] == ":":
@@ -178,6 +203,8 @@ def _refused(member: zipfile.ZipInfo) -> UnreadableImage | None:
         return UnreadableImage("unsafe path", "it is a link")
     if member.flag_bits & 1:
         return UnreadableImage("encrypted", "unlock the archive first")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile inflates others without limit
+        return UnreadableImage("not supported", "compressed by another method than deflate: pack the archive again")
     floor, times = MAX_INFLATION
     if member.file_size > MAX_BYTES or member.file_size > max(floor, times * member.compress_size):
         return UnreadableImage("too large", f"{member.file_size:,} bytes out of {member.compress_size:,}")
@@ -190,22 +217,27 @@ def _directory(path: Path) -> Iterator[ImageInput]:
     if isinstance(found, UnreadableImage):
         yield ImageInput(str(path), path, refusal=found)
         return
-    root = path.parent.resolve()
     for number, components in enumerate(found, start=1):
-        name = f"{path} record {number}"
-        target = path.parent.joinpath(*components)
-        if not target.exists():  # media that were copied with lower-case names
-            target = path.parent.joinpath(*(part.lower() for part in components))
-        if any(part in ("", ".", "..") or "/" in part or "\\" in part for part in components):
-            refusal = UnreadableImage("unsafe path", "it leads out of the DICOMDIR's folder")
-        elif not target.exists():
-            refusal = UnreadableImage("no such file")
-        elif not target.resolve().is_relative_to(root):
-            refusal = UnreadableImage("unsafe path", "it leads out of the DICOMDIR's folder")
+        target = _target(path.parent, components)
+        if isinstance(target, UnreadableImage):
+            yield ImageInput(f"{path} record {number}", None, named=False, grouped=True, refusal=target)
         else:
             yield ImageInput(str(target), target, named=False, grouped=True)
-            continue
-        yield ImageInput(name, None, named=False, grouped=True, refusal=refusal)
+
+
+def _target(folder: Path, components: tuple[str, ...]) -> Path | UnreadableImage:
+    """The file that a record of a DICOMDIR names, or why it is not read."""
+    outside = UnreadableImage("unsafe path", "it leads out of the DICOMDIR's folder")
+    if any(part in ("", ".", "..") or "/" in part or "\\" in part for part in components):
+        return outside
+    lower = (part.lower() for part in components)  # of media that were copied with such names
+    try:
+        for target in (folder.joinpath(*components), folder.joinpath(*lower)):
+            if target.is_file():
+                return target if target.resolve().is_relative_to(folder.resolve()) else outside
+    except OSError:  # a name too long for a file; the message would quote it
+        pass
+    return UnreadableImage("no such file")
 
 
 def directory_entries(path: Path) -> list[tuple[str, ...]]:

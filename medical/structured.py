@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grrcoca_cli.errors import UnreadableImage
-from medical.dicom import is_dicom, quiet_pydicom
-from medical.elements import value
+from medical.dicom import is_dicom, parse_header, quiet_pydicom
+from medical.elements import integer, value
 from medical.image import named_refusals, read_head
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ _COPIED = [
 _MUST_HAVE = ("StudyInstanceUID", "SOPInstanceUID", "SOPClassUID")
 
 
-def basic_text_sr(source: Path | bytes, caption: str, *, model: str, model_hash: str, version: str) -> "FileDataset":
+def basic_text_sr(
+    source: Path | bytes, caption: str, *, model: str, model_hash: str, version: str, frame: int | None = None
+) -> "FileDataset":
     """A Basic Text SR (PS3.3 A.35.1) with the caption as its finding, in the study of the image it was made from.
 
     Unverified and partial; the observer is a device, named by model and hash. Save it with
@@ -39,18 +41,26 @@ def basic_text_sr(source: Path | bytes, caption: str, *, model: str, model_hash:
         model: Name of the model.
         model_hash: Hash of its weights.
         version: Of this software.
+        frame: Index of the frame that the caption is of, from 0, in a file with several; None for all of them.
 
     Raises:
         UnreadableImage: The source is no DICOM file, or lacks what a reference to it needs.
     """
+    image = _read(source)
+    with quiet_pydicom():  # which else quotes each value that breaks a rule of its VR
+        return _report(image, caption, model, model_hash, version, frame)
+
+
+def _report(
+    image: "FileDataset", caption: str, model: str, model_hash: str, version: str, frame: int | None
+) -> "FileDataset":
     from pydicom.uid import UID, BasicTextSRStorage, ExplicitVRLittleEndian, generate_uid
 
-    image = _read(source)
     now = datetime.datetime.now()
     report = _new_file(BasicTextSRStorage, ExplicitVRLittleEndian)
     report.SpecificCharacterSet = "ISO_IR 192"
     for keyword in _COPIED:
-        setattr(report, keyword, value(image, keyword) or "")
+        setattr(report, keyword, _copied(image, keyword))
     report.Modality = "SR"
     report.Manufacturer = "grrcoca"
     report.ManufacturerModelName = model[:64]
@@ -76,7 +86,7 @@ def basic_text_sr(source: Path | bytes, caption: str, *, model: str, model_hash:
         _text("HAS OBS CONTEXT", "121013", "DCM", "Device Observer Name", f"grrcoca {version}: {model}, {model_hash}"),
         _text("CONTAINS", "121106", "DCM", "Comment", NOTICE),
         _text("CONTAINS", "121071", "DCM", "Finding", caption or "(none)"),
-        _image_item(image),
+        _image_item(image, frame),
     ]
     return report
 
@@ -96,7 +106,8 @@ def fhir_report(
         version: Of this software.
         issued: When; now if None.
     """
-    time = (issued or datetime.datetime.now(datetime.UTC)).isoformat(timespec="seconds")
+    caption = caption.strip()  # FHIR knows no blank strings
+    time = (issued or datetime.datetime.now()).astimezone(datetime.UTC).isoformat(timespec="seconds")
     code = {"coding": [{"system": "http://loinc.org", "code": "18748-4", "display": "Diagnostic imaging study"}]}
     device = {
         "resourceType": "Device",
@@ -128,21 +139,35 @@ def fhir_report(
 
 
 def _read(source: Path | bytes) -> "FileDataset":
-    import io
-
-    from pydicom import dcmread
-
     if not is_dicom(read_head(source)):
         raise UnreadableImage("not DICOM", "a structured report refers to a DICOM image")
     with named_refusals():
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        wanted = [*_COPIED, *_MUST_HAVE, "SeriesInstanceUID", "SpecificCharacterSet"]
-        image = dcmread(file, force=True, stop_before_pixels=True, specific_tags=wanted)
+        wanted = [*_COPIED, *_MUST_HAVE, "SeriesInstanceUID", "NumberOfFrames", "SpecificCharacterSet"]
+        image = parse_header(source, wanted)
         image.decode()
     for keyword in _MUST_HAVE:
         if not value(image, keyword):
             raise UnreadableImage("missing element", f"{keyword}, which a structured report refers to")
     return image
+
+
+def _copied(image: "FileDataset", keyword: str) -> Any:
+    """A value of the image for its report; empty for a date, time or code against the standard, which others refuse.
+
+    Names and identifiers stay as they are, also against it: by them a report finds its patient.
+    """
+    from pydicom.config import RAISE
+    from pydicom.valuerep import validate_value
+
+    found = value(image, keyword)
+    if found is None:
+        return ""
+    if (vr := image[keyword].VR) in ("DA", "TM", "CS"):
+        try:
+            validate_value(vr, found, RAISE)
+        except ValueError:
+            return ""
+    return found
 
 
 def _new_file(sop_class: str, transfer_syntax: str) -> "FileDataset":
@@ -154,8 +179,7 @@ def _new_file(sop_class: str, transfer_syntax: str) -> "FileDataset":
     meta.MediaStorageSOPClassUID = UID(sop_class)
     meta.MediaStorageSOPInstanceUID = generate_uid()
     meta.TransferSyntaxUID = UID(transfer_syntax)
-    with quiet_pydicom():
-        report = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    report = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
     report.SOPClassUID, report.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     return report
 
@@ -217,7 +241,9 @@ def _uid_item(relation: str, code: str, meaning: str, uid: str) -> "Dataset":
     return item
 
 
-def _image_item(image: "Dataset") -> "Dataset":
-    item = _item("CONTAINS", "IMAGE", None)
-    item.ReferencedSOPSequence = [_reference(image)]
+def _image_item(image: "Dataset", frame: int | None) -> "Dataset":
+    item, reference = _item("CONTAINS", "IMAGE", None), _reference(image)
+    if frame is not None and (integer(image, "NumberOfFrames") or 1) > 1:
+        reference.ReferencedFrameNumber = frame + 1  # counted from 1 (PS3.3 10.3)
+    item.ReferencedSOPSequence = [reference]
     return item

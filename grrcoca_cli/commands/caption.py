@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from grrcoca_cli import __version__
 from grrcoca_cli.commands.caption_rows import FORMATS, SCHEMA, Row, RowWriter, finished, key_of
 from grrcoca_cli.config import GenerationConfig, apply_settings, build_recipe
-from grrcoca_cli.console import ProgressLine, say
+from grrcoca_cli.console import ProgressLine, plain, say
 from grrcoca_cli.errors import ExitCode, NotAnImage, StoppedAndSaved, UnreadableImage, UsageError
 from grrcoca_cli.files import explain_os_errors, write_atomically
 from grrcoca_cli.signals import StopRequest
@@ -34,6 +34,9 @@ BATCH = 8
 WORKERS = 2
 NOTICE = "Captions are research output of a model: not a diagnosis, not for clinical use."
 NAMES = ("path", "hash", "index")
+
+PASSED_OVER = "passed over: "
+"""Begins the kinds, among the counts, of what is DICOM and no picture to caption."""
 
 Write = Callable[["Task", dict[str, Any]], None]
 
@@ -82,7 +85,7 @@ def caption(options: Options) -> ExitCode:
     out_file = options.out if options.format != "sr" else None
     done = finished(out_file, options.format) if out_file else set()
     if done:
-        tasks = [task for task in tasks if key_of(task.row) not in done]
+        tasks = [task for task in tasks if _known_as(task, options) not in done]
         say(f"{options.out} holds {len(done)} of the results already; going on behind them")
     with ExitStack() as stack:
         window = options.window or config.image.window
@@ -106,6 +109,11 @@ def caption(options: Options) -> ExitCode:
                 job.progress.show(f"{min(start + BATCH, len(tasks))}/{len(tasks)} pictures")
         job.progress.close()
     return _summary(counts)
+
+
+def _known_as(task: Task, options: Options) -> str:
+    """How a finished result of a task is found again in the output."""
+    return plain(key_of(task.row)) if options.format == "text" else key_of(task.row)
 
 
 def _check(options: Options) -> None:
@@ -169,24 +177,23 @@ def _volume_tasks(
 
     members = [index for index in range(len(inputs)) if grouped[index]]
     volumes = group_series([inputs[index].refusal or headers[index] for index in members])
-    passed_over: Counter[str] = Counter()
     for place, error in volumes.refused.items():
-        if error.kind == "not an image":
-            passed_over[str(error)] += 1
-            continue
         index = members[place]
         yield Task(replace(inputs[index], refusal=error), "auto", {"file": namer(inputs[index], index)})
     if volumes.localizers:
-        passed_over["localizers"] = len(volumes.localizers)
-    for kind, count in passed_over.most_common():
-        say(f"not captioned: {count} {kind}")
-    counts["passed over"] += passed_over.total()
+        counts[f"{PASSED_OVER}localizer"] += len(volumes.localizers)
     for slices in volumes.volumes:
         if len(slices) == 1:
             index = members[slices[0]]
             yield from _frame_tasks(index, inputs[index], headers.get(index), frame, namer)
             continue
-        for place in choose(len(slices), frame):
+        try:
+            places = choose(len(slices), frame)
+        except UnreadableImage as error:  # of this volume alone
+            index = members[slices[0]]
+            yield Task(replace(inputs[index], refusal=error), "auto", {"file": namer(inputs[index], index)})
+            continue
+        for place in places:
             index = members[slices[place]]
             row = {"file": namer(inputs[index], index), "slice": place, "slices": len(slices)}
             yield Task(inputs[index], "auto", row)
@@ -255,17 +262,20 @@ def _caption_batch(
     captions = iter(job.captioner.caption_pixels(pixels, job.generation, seed_offset=start) if pixels else [])
     for task, found in pairs:
         row = {"schema": SCHEMA, **task.row}
-        if isinstance(found, UnreadableImage):
-            if isinstance(found, NotAnImage) and not task.input.named:
-                counts["skipped"] += 1
+        if not isinstance(found, UnreadableImage):
+            try:
+                job.write(task, _described(row, next(captions), job.model, found))
+                counts["captioned"] += 1
                 continue
-            counts["failed"] += 1
-            job.progress.close()
-            say(f"{key_of(row)}: {found}")
-            job.write(task, row | {"error": str(found)})
+            except UnreadableImage as error:  # no structured report of it
+                found = error
+        if found.kind == "not an image" and not task.input.named:
+            counts["skipped" if isinstance(found, NotAnImage) else f"{PASSED_OVER}{found}"] += 1
             continue
-        counts["captioned"] += 1
-        job.write(task, _described(row, next(captions), job.model, found))
+        counts["failed"] += 1
+        job.progress.close()
+        say(f"{plain(key_of(row))}: {found}")
+        job.write(task, row | {"error": str(found)})
 
 
 def _described(
@@ -320,12 +330,8 @@ def _write_sr(folder: Path, model: dict[str, str], task: Task, row: dict[str, An
     from medical.sources import load
     from medical.structured import basic_text_sr
 
-    try:
-        source = load(task.input)
-        report = basic_text_sr(source, row["caption"], **model, version=__version__)
-    except UnreadableImage as error:
-        say(f"{key_of(row)}: no structured report: {error}")
-        return
+    source = load(task.input)
+    report = basic_text_sr(source, row["caption"], **model, version=__version__, frame=row.get("frame_read"))
     stream = io.BytesIO()
     report.save_as(stream, enforce_file_format=True)
     name = hashlib.sha256(f"{row['file']}#{row.get('frame', '')}#{row['caption']}".encode()).hexdigest()[:16]
@@ -333,12 +339,15 @@ def _write_sr(folder: Path, model: dict[str, str], task: Task, row: dict[str, An
 
 
 def _summary(counts: Counter[str]) -> ExitCode:
+    passed_over = {kind: count for kind, count in counts.items() if kind.startswith(PASSED_OVER)}
+    for kind, count in sorted(passed_over.items()):
+        say(f"not captioned: {count} x {kind.removeprefix(PASSED_OVER)}")
     if counts["skipped"]:
         say(f"skipped {counts['skipped']} files that are neither DICOM nor pictures")
     if counts["failed"]:
         say(f"{counts['captioned']} captioned, {counts['failed']} failed")
         return ExitCode.SOME_INPUTS_FAILED
-    if not counts["captioned"] and counts["skipped"] + counts["passed over"]:
+    if not counts["captioned"] and (counts["skipped"] or passed_over):
         say("nothing to caption: no DICOM image and no picture among the files")
         return ExitCode.SOME_INPUTS_FAILED
     return ExitCode.OK

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from grrcoca_cli.console import plain
 from grrcoca_cli.errors import UsageError
 from grrcoca_cli.files import explain_os_errors
 
@@ -64,7 +65,7 @@ class RowWriter:
             self.stream.write(json.dumps(self.report(row), ensure_ascii=False) + "\n")
         elif "error" not in row:
             for found in row.get("captions", [row]):
-                self.stream.write(f"{key_of(row)}\t{found['caption']}\n")
+                self.stream.write(f"{plain(key_of(row))}\t{found['caption']}\n")
         self.stream.flush()
 
     def _write_csv(self, cells: Iterable[object]) -> None:

@@ -11,6 +11,7 @@ from grrcoca_cli.config import DataConfig
 from grrcoca_cli.console import say
 from grrcoca_cli.data.base import Augmentation, CaptionDataset, ImageReader
 from grrcoca_cli.data.cache import CachedReader
+from grrcoca_cli.data.coco import open_coco, open_flickr30k
 from grrcoca_cli.data.folder import open_folder
 from grrcoca_cli.data.images import augment_picture
 from grrcoca_cli.data.pictures import read_picture
@@ -80,6 +81,8 @@ def _open_split(data: DataConfig, split: str) -> CaptionDataset:
         from medical import open_roco
 
         return open_roco(Path(data.path), split, kind=data.roco_kind)
+    if data.dataset in ("coco", "flickr30k"):
+        return (open_coco if data.dataset == "coco" else open_flickr30k)(Path(data.path), split)
     return open_folder(Path(data.path), None if split == WHOLE else split)
 
 

@@ -11,7 +11,9 @@ from grrcoca_cli.training.checkpoint import checkpoint_hash, count_parameters, f
 DATASETS = {
     "shards": "webdataset tars as img2dataset writes them (CC12M): a folder, glob or brace pattern",
     "folder": "a folder with a CSV or JSON Lines of pictures and captions; DICOM files count as pictures",
-    "roco": "ROCO (2018) or ROCOv2, as downloaded; looks which it is",
+    "roco": "ROCO (repository with pictures fetched, Kaggle's copy), ROCOv2 (Zenodo), or the Hub's parquet files",
+    "coco": "MS-COCO: train2014, val2014 and annotations, or dataset_coco.json of Karpathy's splits",
+    "flickr30k": "Flickr30k: flickr30k-images and results_20130124.token, results.csv or dataset_flickr30k.json",
     "phantoms": "synthetic studies, drawn on the spot: for trying things out",
 }
 

@@ -80,8 +80,8 @@ def test_a_series_gives_one_slice(tiny_run: Path, series: Path, tmp_path: Path, 
     assert code == 0
     assert Path(row["file"]).name == "e.dcm"  # at 2 of 0 to 4
     assert (row["slice"], row["slices"]) == (2, 5)
-    assert "not captioned: 1 localizers" in err
-    assert "not captioned: 1 not an image: Basic Text SR Storage" in err
+    assert "not captioned: 1 x localizer" in err
+    assert "not captioned: 1 x not an image: Basic Text SR Storage" in err
 
     _, out, _ = run("caption", *words, "--checkpoint", tiny_run, "--json", "--frame", "all")
     assert [Path(json.loads(line)["file"]).stem for line in out.splitlines()] == ["b", "d", "e", "c", "a"]
@@ -246,3 +246,53 @@ def test_no_value_comes_out_of_training_and_evaluation(
     text = out + err + trained + said + caplog.text + "".join(map(str, written))
     content = b"".join(path.read_bytes() for path in written)
     assert not [mark for mark in marks if mark in text or mark.encode() in content]
+
+
+def test_a_slice_that_a_volume_lacks_is_a_failure_of_that_volume(tiny_run: Path, series: Path) -> None:
+    code, out, err = run("caption", series, "--series", "--checkpoint", tiny_run, "--frame", "9", "--json")
+    assert code == 3
+    assert "no such slice: slice 9 of 5" in err
+    write_dicom(series / "other.dcm", frames=10)
+    code, out, _ = run("caption", series, "--series", "--checkpoint", tiny_run, "--frame", "9", "--json")
+    assert code == 3
+    assert [Path(row["file"]).name for row in map(json.loads, out.splitlines()) if "caption" in row] == ["other.dcm"]
+
+
+def test_names_with_control_characters_stay_on_their_line(tiny_run: Path, tmp_path: Path) -> None:
+    good = write_dicom(tmp_path / "many" / "new\nline\tand \x1b[31mred.dcm")
+    (good.parent / "cut\n.dcm").write_bytes(good.read_bytes()[:-900])
+    out = tmp_path / "out.tsv"
+    for _ in range(2):
+        code, _, err = run("caption", good.parent, "--checkpoint", tiny_run, "--out", out)
+    assert code == 3
+    (line,) = out.read_text().splitlines()
+    assert "new\\nline\\tand \\x1b[31mred.dcm" in line
+    assert "cut\\n.dcm: truncated" in err
+
+
+def test_what_gets_no_structured_report_failed(tiny_run: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("L", (40, 40)).save(tmp_path / "a.png")
+    words = ["caption", tmp_path / "a.png", "--checkpoint", tiny_run, "--format", "sr", "--out", tmp_path / "sr"]
+    code, _, err = run(*words, "--with-identity")
+    assert code == 3
+    assert "a.png: not DICOM" in err
+
+
+def test_neither_monai_nor_torchvision_is_imported(tiny_run: Path, phantom_studies: Path) -> None:
+    """They take seconds, and evaluation needs none of them."""
+    scan = sorted((phantom_studies / "test").glob("*.dcm"))[0]
+    commands = [
+        ["caption", str(scan), "--checkpoint", str(tiny_run)],
+        ["eval", "--checkpoint", str(tiny_run), "--data", str(phantom_studies), *EVAL],
+    ]
+    code = (
+        "import json, sys; from typer.testing import CliRunner; from grrcoca_cli.cli import app\n"
+        "results = [CliRunner().invoke(app, words).exit_code for words in json.loads(sys.argv[1])]\n"
+        "print(results, sorted({'monai', 'torchvision', 'pycocoevalcap'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(commands)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.splitlines()[-1] == "[0, 0] []", done.stdout + done.stderr

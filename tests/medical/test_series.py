@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom._uid_dict import UID_dictionary
 from pydicom.uid import generate_uid
 
 from grrcoca_cli.errors import UnreadableImage
@@ -105,3 +106,30 @@ def test_headers_through_the_guard(tmp_path: Path, make_dicom):
     assert found[0].localizer
     assert found[1] == Header()
     assert str(found[2]) == "not an image: Basic Text SR Storage"
+
+
+def test_cosines_that_differ_at_a_rounding_edge_are_one_volume():
+    orientations = [(1.0, edge, 0.0, 0.0, 1.0, 0.0) for edge in (0.00049, 0.00051, -0.00002)]
+    headers = [Header(series="a", orientation=o, position=float(place)) for place, o in enumerate(orientations)]
+    assert group_series(headers).volumes == [[0, 1, 2]]
+    tilted = Header(series="a", orientation=(1.0, 0.02, 0.0, -0.02, 1.0, 0.0), position=9.0)
+    assert group_series([*headers, tilted]).volumes == [[0, 1, 2], [3]]
+
+
+def test_a_slice_without_position_has_the_numbers_decide_for_all():
+    places = [(-50.0, 3), (None, 1), (-48.0, 2)]
+    headers = [Header(series="a", position=position, instance=number) for position, number in places]
+    assert group_series(headers).volumes == [[1, 2, 0]]
+
+
+def test_cosines_that_are_none_give_no_position(make_dicom):
+    for cosines in (["1e200"] * 6, [0] * 6, [1, 0, 0, 1, 0, 0]):
+        data = make_dicom(GREY, ImageOrientationPatient=cosines, ImagePositionPatient=["1e200", "-1e200", "1"])
+        assert header(data).position is None
+
+
+@pytest.mark.parametrize("name", ["RT Dose Storage", "Segmentation Storage"])
+def test_objects_with_pixels_that_are_no_picture_are_reported(make_dicom, name):
+    uid = next(uid for uid, entry in UID_dictionary.items() if entry[0] == name)
+    with pytest.raises(UnreadableImage, match=f"^not an image: {name}$"):
+        header(make_dicom(GREY, SOPClassUID=uid))

@@ -1,9 +1,11 @@
 """What a path, an archive, a DICOMDIR or standard input holds, and what of it is refused."""
 
 import io
+import os
 import shutil
 import stat
 import sys
+import tracemalloc
 import types
 import zipfile
 from pathlib import Path
@@ -146,3 +148,93 @@ def test_a_dicomdir_entry_that_leaves_or_is_missing_is_refused(tmp_path):
         f"{path} record 3": "unsafe path",
     }
     assert directory_entries(path)[0] == ("..", "outside")
+
+
+def test_a_name_that_stands_twice_is_checked_again_when_it_is_read(tmp_path, dicom, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_INFLATION", (2**20, 200))
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("x", dicom)
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            file.writestr("x", bytes(10**7))
+    first, second = find_inputs([path])
+    assert first.refusal is None
+    assert second.refusal is not None
+    with pytest.raises(UnreadableImage, match="too large"):  # the name means the last of them
+        load(first)
+
+
+def test_a_member_that_states_less_than_it_holds_is_not_inflated(tmp_path):
+    size, stated = 2**27, 1000
+    content = bytearray(archive(tmp_path / "a.zip", {"x": bytes(size)}).read_bytes())
+    for mark, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        at = content.index(mark) + offset
+        content[at : at + 4] = stated.to_bytes(4, "little")
+    (tmp_path / "a.zip").write_bytes(content)
+    (item,) = find_inputs([tmp_path / "a.zip"])
+    assert item.refusal is None
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnreadableImage, match="damaged"):
+            load(item)
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compression_is_refused_by_name(tmp_path, dicom, method):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as file:
+        file.writestr("x", dicom)
+    (item,) = find_inputs([tmp_path / "a.zip"])
+    assert item.refusal is not None
+    assert item.refusal.kind == "not supported"
+
+
+def test_an_archive_on_standard_input_is_limited_as_a_whole(monkeypatch, tmp_path):
+    content = archive(tmp_path / "a.zip", {name: bytes(600) for name in "ab"}).read_bytes()
+    assert len(content) < 1000
+    monkeypatch.setattr(sources, "MAX_BYTES", 1000)
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(content)))
+    with pytest.raises(UsageError, match="more than 1,000 bytes"):
+        list(find_inputs(["-"]))
+
+
+def test_a_folder_that_cannot_be_listed_is_said(tmp_path, dicom, monkeypatch):
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open" / "a").write_bytes(dicom)
+    (tmp_path / "shut").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    good, shut = find_inputs([tmp_path])
+    assert good.refusal is None
+    assert (shut.name, str(shut.refusal)) == (str(tmp_path / "shut"), "cannot be opened: Permission denied")
+
+
+@pytest.mark.parametrize("components", ["ZZMARK" * 60, ["ZZMARK", ""], "/ZZMARK", "ZZ\0MARK", ["ZZMARK", "X"]])
+def test_nothing_of_a_bad_dicomdir_entry_is_said(tmp_path, components, capfd, caplog, recwarn):
+    path = tmp_path / "DICOMDIR"
+    with quiet_pydicom():
+        dataset = dcmread(dicomdir())
+        (record,) = [r for r in dataset.DirectoryRecordSequence if "ReferencedFileID" in r][:1]
+        record.ReferencedFileID = components
+        dataset.DirectoryRecordSequence = [record]
+        dataset.save_as(path)
+    (item,) = find_inputs([path])
+    assert item.refusal is not None
+    captured = capfd.readouterr()
+    said = [repr(item), str(item.refusal), caplog.text, captured.out, captured.err, *(str(w.message) for w in recwarn)]
+    assert not any("MARK" in text for text in said)
+
+
+def test_a_member_without_a_name_is_refused(tmp_path, dicom):
+    content = archive(tmp_path / "a.zip", {"x.dcm": dicom}).read_bytes()
+    (tmp_path / "a.zip").write_bytes(content.replace(b"x.dcm", b"\0.dcm"))
+    (item,) = find_inputs([tmp_path / "a.zip"])
+    assert str(item.refusal) == "damaged: it has no name"

@@ -5,15 +5,17 @@ import io
 import json
 import shutil
 import subprocess
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
-from pydicom.uid import generate_uid
+from pydicom.uid import DeflatedExplicitVRLittleEndian, generate_uid
 
 from grrcoca_cli.errors import UnreadableImage
+from medical.dicom import quiet_pydicom
 from medical.structured import NOTICE, basic_text_sr, fhir_report
 
 GREY = np.arange(64, dtype=np.uint8).reshape(8, 8)
@@ -98,3 +100,79 @@ def test_an_empty_caption_is_said_to_be_absent():
     observation = fhir_report("", **MODEL)["contained"][1]
     assert "valueString" not in observation
     assert observation["dataAbsentReason"]["text"]
+
+
+BROKEN = {
+    "PatientBirthDate": "ZZMARK1",
+    "PatientSex": "zzmark2",
+    "PatientID": "ZZMARK3" * 12,
+    "StudyDate": "ZZMARK4",
+    "AccessionNumber": "ZZMARK5" * 5,
+    "StudyInstanceUID": "1.2.ZZMARK6",
+}
+"""Values against the rules of their VR, which pydicom quotes in its warnings."""
+
+
+def test_broken_values_are_not_quoted_and_do_not_stop_a_report(make_dicom, capfd, caplog):
+    with quiet_pydicom():
+        image = make_dicom(GREY, **IMAGE | BROKEN)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        content = written(basic_text_sr(image, "x", **MODEL))
+    captured = capfd.readouterr()
+    texts = [caplog.text, captured.out, captured.err, *(str(warning.message) for warning in said)]
+    assert not any("zzmark" in text.lower() for text in texts)
+    with quiet_pydicom():
+        report = dcmread(io.BytesIO(content))
+        kept = {keyword for keyword in BROKEN if report[keyword].value == BROKEN[keyword]}
+        assert kept == {"PatientID", "AccessionNumber", "StudyInstanceUID"}  # a report is filed by them
+        assert not any((report.PatientBirthDate, report.PatientSex, report.StudyDate))
+
+
+def test_the_frame_that_was_captioned_is_the_one_referred_to(make_dicom):
+    def frame_number(frames: int, frame: int | None) -> int | None:
+        image = make_dicom(np.repeat(GREY[None], frames, 0), **IMAGE, NumberOfFrames=frames)
+        (reference,) = basic_text_sr(image, "x", **MODEL, frame=frame).ContentSequence[-1].ReferencedSOPSequence
+        return reference.get("ReferencedFrameNumber")
+
+    assert [frame_number(5, 0), frame_number(5, 4)] == [1, 5]
+    assert [frame_number(5, None), frame_number(1, 0)] == [None, None]
+
+
+@pytest.mark.dcmtk
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"PatientName": None},  # no element of a patient at all
+        {"PatientName": "Müller^Eva", "PatientBirthDate": "no date", "SpecificCharacterSet": "ISO_IR 100"},
+        {"PatientName": "Yamada^Tarou=山田^太郎", "SpecificCharacterSet": ["", "ISO 2022 IR 87"]},
+        {"NumberOfFrames": 2},
+    ],
+)
+def test_dcmtk_takes_reports_of_odd_images(tmp_path: Path, make_dicom, elements: dict[str, object]) -> None:
+    if shutil.which("dsrdump") is None:
+        pytest.skip("dsrdump (dcmtk) is not here")
+    with quiet_pydicom():
+        image = make_dicom(np.repeat(GREY[None], 2, 0), **IMAGE, **elements)
+    report = written(basic_text_sr(image, "x", **MODEL, frame=1))
+    if name := elements.get("PatientName"):
+        assert str(dcmread(io.BytesIO(report)).PatientName) == name
+    (tmp_path / "sr.dcm").write_bytes(report)
+    done = subprocess.run(["dsrdump", "-v", str(tmp_path / "sr.dcm")], capture_output=True, check=False)
+    assert done.returncode == 0
+    said = [line for line in done.stderr.decode().splitlines() if line[:2] in ("W:", "E:")]
+    assert all("does not support this Specific Character Set" in line for line in said)
+
+
+def test_a_fhir_instant_has_its_zone_and_a_blank_caption_is_none():
+    report = fhir_report("  ", **MODEL, issued=datetime.datetime(2026, 1, 2, 3, 4, 5))
+    assert datetime.datetime.fromisoformat(report["issued"]).tzinfo is not None
+    assert "valueString" not in report["contained"][1]
+    assert report["conclusion"] == f"[{NOTICE}]"
+
+
+def test_a_deflated_bomb_is_not_inflated_for_a_report(make_dicom):
+    bomb = make_dicom(GREY, **IMAGE, syntax=DeflatedExplicitVRLittleEndian, EncapsulatedDocument=bytes(2**26))
+    assert len(bomb) < 2**17
+    with pytest.raises(UnreadableImage, match="too large"):
+        basic_text_sr(bomb, "x", **MODEL)
