@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,14 +14,17 @@ from grrcoca_cli.config import EvalConfig, Recipe, apply_settings, build_recipe
 from grrcoca_cli.console import say
 from grrcoca_cli.errors import ExitCode, UnreadableImage, UsageError
 from grrcoca_cli.evaluation import align, read_columns, read_predictions, read_references
-from grrcoca_cli.evaluation.judge import Evaluation, ModelSide, Result, Settings, judge
+from grrcoca_cli.evaluation.judge import Evaluation, ModelSide, Result, Settings, check_columns, judge
 from grrcoca_cli.evaluation.metrics import Idf, Missing, dump_idf, read_idf, score
+from grrcoca_cli.evaluation.tokenize import tokenizer
 from grrcoca_cli.files import write_atomically
+from grrcoca_cli.training.checkpoint import find_checkpoint, read_config
 
 if TYPE_CHECKING:
     from grrcoca_cli.captioner import Captioner
     from grrcoca_cli.data.base import CaptionDataset
 
+_NOT_SHOWN = ("limit", "save_idf")
 SHOWN = 10
 """Most captions that are printed to show a difference."""
 
@@ -78,36 +82,79 @@ def evaluate(options: Options) -> ExitCode:
     """Measure and print; gives the exit code.
 
     Raises:
-        UsageError: The flags name neither a checkpoint with data nor predictions with references.
+        UsageError: The flags name neither a checkpoint with data nor predictions with references, or one of them is
+            wrong; found before any picture is read.
     """
-    if options.predictions or options.references:
-        recipe = _recipe(options.settings, {}, ("eval",))
-        subject = _captions_of_files(options)
-    else:
-        subject, recipe = _captions_of_checkpoint(options)
-    notes = list(subject.notes)
+    if options.missing not in ("error", "zero"):
+        raise UsageError(f"--missing {options.missing}: give error or zero")
+    of_files = options.predictions or options.references
+    plan = _plan_of_files(options) if of_files else _plan_of_checkpoint(options)
+    config = plan.recipe.eval
+    _check_outputs(options, config)
+    check_columns(plan.columns, plan.references, _settings(config))
+    notes: list[str] = []
     other = None
     if options.compare:
-        other = align(read_predictions(options.compare, notes=notes), subject.references, notes=notes)
+        other = align(read_predictions(options.compare, notes=notes), plan.references, notes=notes)
+        notes = [f"the captions compared with: {note}" for note in notes]
     idf = read_idf(options.idf) if options.idf else None
-    result = judge_subject(replace(subject, notes=tuple(notes)), recipe.eval, other, idf)
-    _write_files(options, subject, result, recipe.eval, other)
+
+    subject = plan.run()
+    result = judge_subject(replace(subject, notes=(*subject.notes, *notes)), config, other, idf)
     if options.as_json:
-        print(json.dumps(as_json(result)))
+        print(json.dumps(as_json(result, subject.what, _shown_settings(plan.recipe, of_files=bool(of_files)))))
     else:
         show_tables(result)
+    _write_files(options, subject, result, plan.recipe, other)
     return ExitCode.SOME_INPUTS_FAILED if subject.unread else ExitCode.OK
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be judged, with everything that can be checked before the work; ``run`` does the work."""
+
+    recipe: Recipe
+    references: dict[str, list[str]]
+    columns: Mapping[str, Mapping[str, str]]
+    run: Callable[[], Subject]
+
+
+def _settings(config: EvalConfig) -> Settings:
+    return Settings(config.tokenizer, config.group_by, config.cluster_by, config.resamples, config.seed)
+
+
+def _shown_settings(recipe: Recipe, *, of_files: bool) -> dict[str, object]:
+    """What the numbers depend on, for the outputs; no paths."""
+    shown = {f"eval.{name}": value for name, value in recipe.eval.model_dump().items() if name not in _NOT_SHOWN}
+    if of_files:
+        return {name: value for name, value in shown.items() if name != "eval.batch_size"}
+    generation = {f"generation.{name}": value for name, value in recipe.generation.model_dump().items()}
+    return {**shown, **generation, "training.precision": recipe.training.precision}
+
+
+def _check_outputs(options: Options, config: EvalConfig) -> None:
+    """Refuse what cannot be written or computed before hours are spent on it."""
+    if options.out and options.out.suffix.lower() not in (".csv", ".jsonl"):
+        raise UsageError(f"{options.out}: name it .csv or .jsonl")
+    for path in (options.out, options.report, Path(config.save_idf) if config.save_idf else None):
+        if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+            raise UsageError(f"{path} cannot be written: its folder is not there or not writable, or it is a folder")
+    if config.verify_java and config.tokenizer != "coco":
+        raise UsageError("eval.verify_java compares with the tokenizer 'coco': leave eval.tokenizer at it")
+    if config.meteor or config.verify_java:
+        from grrcoca_cli.evaluation.java import find_java
+
+        find_java()
 
 
 def judge_subject(
     subject: Subject, config: EvalConfig, other: Mapping[str, str] | None = None, idf: Idf | None = None
 ) -> Evaluation:
     """All numbers of a subject, those that need Java where they were asked for; beside those of ``other`` captions."""
-    settings = Settings(config.tokenizer, config.group_by, config.cluster_by, config.resamples, config.seed)
     result = judge(
         subject.predictions,
         subject.references,
-        settings,
+        _settings(config),
         missing=subject.missing,
         idf=idf,
         columns=subject.columns,
@@ -124,25 +171,25 @@ def _with_java(result: Evaluation, subject: Subject, config: EvalConfig, idf: Id
     from grrcoca_cli.evaluation.java import java_tokens, meteor
     from grrcoca_cli.evaluation.tokenize import coco_tokens
 
-    if config.verify_java and config.tokenizer != "coco":
-        raise UsageError("eval.verify_java compares with the tokenizer 'coco': leave eval.tokenizer at it")
     texts = [(subject.predictions.get(image, ""), subject.references[image]) for image in result.ids]
     results, notes = dict(result.results), list(result.notes)
     if config.meteor:
         candidates = [coco_tokens(caption) for caption, _ in texts]
         corpus, _ = meteor(candidates, [list(map(coco_tokens, own)) for _, own in texts])
         results["meteor"] = Result(corpus)
+        notes.append("meteor is of the whole set by its own aggregation, without an interval")
     if config.verify_java:
-        flat = [text for caption, own in texts for text in (caption, *own)]
+        # All references, also of images that are not scored: the document frequencies come from them
+        flat = [*subject.predictions.values(), *(text for own in subject.references.values() for text in own)]
         official = java_tokens(flat)
         differing = [text for text, tokens in zip(flat, official, strict=True) if tokens != coco_tokens(text)]
         notes.append(f"the Java tokenizer splits {len(differing)} of {len(flat)} captions and references otherwise")
         notes += [f"split otherwise: {text}" for text in differing[:SHOWN]]
         words = iter(" ".join(tokens) for tokens in official)
-        joined = [(next(words), [next(words) for _ in own]) for _, own in texts]
         theirs = score(
-            {image: caption for image, (caption, _) in zip(result.ids, joined, strict=True)},
-            {image: own for image, (_, own) in zip(result.ids, joined, strict=True)},
+            {image: next(words) for image in subject.predictions},
+            {image: [next(words) for _ in own] for image, own in subject.references.items()},
+            missing=subject.missing,
             tokenizer="whitespace",
             idf=replace(idf, tokenizer="whitespace") if idf else None,
         )
@@ -158,45 +205,56 @@ def _recipe(settings: Sequence[str], tables: dict[str, object], sections: Sequen
     return build_recipe(tables, "eval")
 
 
-def _captions_of_files(options: Options) -> Subject:
+def _plan_of_files(options: Options) -> Plan:
     if not (options.predictions and options.references):
         raise UsageError("scoring captions takes both --predictions FILE and --references FILE")
     if options.checkpoint or options.data:
         raise UsageError("give either --predictions and --references, or --checkpoint and --data, not both")
-    if options.missing not in ("error", "zero"):
-        raise UsageError(f"--missing {options.missing}: give error or zero")
+    recipe = _recipe(options.settings, {}, ("eval",))
     notes: list[str] = []
     references = read_references(*options.references)
+    columns = read_columns(options.references[0])
     predictions = align(read_predictions(options.predictions, notes=notes), references, notes=notes)
-    return Subject(
-        what=f"{options.predictions.name} against {', '.join(path.name for path in options.references)}",
+    subject = Subject(
+        what="captions against references",
         predictions=predictions,
         references=references,
         missing="zero" if options.missing == "zero" else "error",
-        columns=read_columns(options.references[0]),
+        columns=columns,
         notes=tuple(notes),
     )
+    return Plan(recipe, references, columns, lambda: subject)
 
 
-def _captions_of_checkpoint(options: Options) -> tuple[Subject, Recipe]:
+def _plan_of_checkpoint(options: Options) -> Plan:
     if not (options.checkpoint and options.data):
         raise UsageError(
             "eval takes --checkpoint DIR --dataset NAME --data DIR, or --predictions FILE --references FILE"
         )
-    from grrcoca_cli.captioner import Captioner
+    if any(setting.startswith("eval.limit") for setting in options.settings):
+        raise UsageError("eval.limit is of the evaluations inside training: here the whole split is measured")
     from grrcoca_cli.commands.datasets import open_split
 
-    captioner = Captioner.load(options.checkpoint, options.device)
+    folder = find_checkpoint(options.checkpoint)
     tables: dict[str, object] = {
-        "generation": captioner.checkpoint.config.generation.model_dump(),
+        "generation": read_config(folder).generation.model_dump(),
         "data": {"dataset": options.dataset, "path": options.data},
     }
     recipe = _recipe(options.settings, tables, ("data", "training", "eval", "generation"))
     dataset = open_split(recipe.data, options.split)
     if len(dataset) == 0:
         raise UsageError(f"the {options.split} split of {options.data} has no sample with picture and caption")
-    say(f"evaluating {captioner.checkpoint.folder} on {len(dataset)} samples of {options.data}, {options.split}")
-    return caption_and_measure(captioner, dataset, recipe, options.split), recipe
+    samples = [dataset.peek(index) for index in range(len(dataset))]
+
+    def run() -> Subject:
+        from grrcoca_cli.captioner import Captioner
+
+        captioner = Captioner.load(folder, options.device)
+        say(f"evaluating {folder} on {len(dataset)} samples of {options.data}, {options.split}")
+        return caption_and_measure(captioner, dataset, recipe, options.split)
+
+    references = {sample.key: list(sample.captions) for sample in samples}
+    return Plan(recipe, references, {sample.key: sample.fields for sample in samples}, run)
 
 
 def caption_and_measure(captioner: Captioner, dataset: CaptionDataset, recipe: Recipe, split: str) -> Subject:
@@ -212,13 +270,16 @@ def caption_and_measure(captioner: Captioner, dataset: CaptionDataset, recipe: R
         kinds = ", ".join(f"{count} {kind}" for kind, count in found.measurements.skipped.most_common())
         raise UnreadableImage("unreadable", f"none of the pictures of this split can be read ({kinds})")
     samples = [dataset.peek(index) for index in range(len(dataset))]
+    split_words = tokenizer(recipe.eval.tokenizer)
+    wordless = {sample.key for sample in samples if not any(map(split_words, sample.captions))}
     return Subject(
         what=f"{captioner.checkpoint.folder.name} on {split}",
-        predictions={key: best.text for key, best in found.captions.items()},
-        references={sample.key: list(sample.captions) for sample in samples},
+        predictions={key: best.text for key, best in found.captions.items() if key not in wordless},
+        references={sample.key: list(sample.captions) for sample in samples if sample.key not in wordless},
         missing="skip",
         columns={sample.key: sample.fields for sample in samples},
         model=describe_model(found, recipe),
+        notes=(f"samples whose captions have no word, not scored: {len(wordless)}",) if wordless else (),
         dataset=dataset,
         captioner=captioner,
         unread=found.measurements.skipped.total(),
@@ -226,8 +287,9 @@ def caption_and_measure(captioner: Captioner, dataset: CaptionDataset, recipe: R
 
 
 def _write_files(
-    options: Options, subject: Subject, result: Evaluation, config: EvalConfig, other: Mapping[str, str] | None
+    options: Options, subject: Subject, result: Evaluation, recipe: Recipe, other: Mapping[str, str] | None
 ) -> None:
+    config = recipe.eval
     if options.out:
         write_rows(options.out, per_image_rows(result, subject.predictions, subject.references))
     if config.save_idf:
@@ -235,6 +297,6 @@ def _write_files(
     if options.report:
         from grrcoca_cli.commands.report import make_report
 
-        compared_with = options.compare.name if options.compare else None
-        write_atomically(options.report, make_report(subject, result, config, other, compared_with))
+        settings = _shown_settings(recipe, of_files=subject.captioner is None)
+        write_atomically(options.report, make_report(subject, result, config, settings, other))
         say(f"report: {options.report}")

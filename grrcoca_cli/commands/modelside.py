@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -80,6 +82,9 @@ def describe_model(run: ModelRun, recipe: Recipe) -> ModelSide:
         f"retrieval among all {len(found.keys)} pairs, median ranks; equal scores count against the model, equal "
         "captions for it; confidence with CIDEr is the rank correlation of a caption's log-probability with its score",
     ]
+    distinct = len(set(run.scored.values()))
+    if distinct < 2:
+        notes.append("fewer than two distinct captions: no contrastive loss and no retrieval")
     if report.truncated:
         notes.append(f"captions longer than the context, measured as far as they fit: {report.truncated}")
     if found.skipped:
@@ -87,21 +92,34 @@ def describe_model(run: ModelRun, recipe: Recipe) -> ModelSide:
         notes.append(f"unreadable pictures, left out: {kinds}")
     return ModelSide(
         ids=found.keys,
-        measures=[*_losses(found, report.contrastive_batch, recipe.training), *ranks.measures()],
+        measures=[
+            *_losses(found, report.contrastive_batch if distinct > 1 else 1, recipe.training),
+            *(ranks.measures() if distinct > 1 else []),
+        ],
         values={
-            "image_to_text_median_rank": ranks.image_to_text_median,
-            "text_to_image_median_rank": ranks.text_to_image_median,
+            "image_to_text_median_rank": ranks.image_to_text_median if distinct > 1 else None,
+            "text_to_image_median_rank": ranks.text_to_image_median if distinct > 1 else None,
             "ece": expected_calibration_error(found.confidence, found.correct).error,
         },
         logprobs={key: caption.logprob for key, caption in run.captions.items()},
         notes=notes,
+        signature=_signature(recipe, report.contrastive_batch),
     )
 
 
+def _signature(recipe: Recipe, contrastive_batch: int) -> str:
+    """What the model's numbers and its captions depend on beside its weights."""
+    decoding = json.dumps(recipe.generation.model_dump(), sort_keys=True).encode()
+    weights = f"{recipe.training.contrastive_weight:g},{recipe.training.caption_weight:g}"
+    generation = hashlib.sha256(decoding).hexdigest()[:8]
+    return f"batch:{contrastive_batch}|weights:{weights}|precision:{recipe.training.precision}|gen:{generation}"
+
+
 def _losses(found: Measurements, group: int, training: TrainingConfig) -> list[Measure]:
-    pairs = found.pair_losses(group)
     contrastive = np.zeros((len(found.keys), 2))  # those of a last short group have no part in it
-    contrastive[: len(pairs)] = np.stack([pairs, np.ones(len(pairs))], axis=1)
+    if group > 1:
+        pairs = found.pair_losses(group)
+        contrastive[: len(pairs)] = np.stack([pairs, np.ones(len(pairs))], axis=1)
     nll, tokens, words, size = found.parts.T
 
     def coca(sums: Floats) -> Floats:

@@ -28,7 +28,11 @@ HEADLINES = ("coca_loss", "ppl_token", "bleu4", "rouge_l", "cider_d", "side_conf
 
 
 def make_report(
-    subject: Subject, result: Evaluation, config: EvalConfig, other: Mapping[str, str] | None, compared_with: str | None
+    subject: Subject,
+    result: Evaluation,
+    config: EvalConfig,
+    settings: Mapping[str, object],
+    other: Mapping[str, str] | None,
 ) -> str:
     """The page, with thumbnails where the pictures are at hand."""
     split = tokenizer(config.tokenizer)
@@ -54,9 +58,9 @@ def make_report(
         what=subject.what,
         labels=LABELS | {RANKING: "smoothed BLEU-4"},
         headlines=HEADLINES,
-        settings={f"eval.{name}": str(value) for name, value in config.model_dump().items()},
+        settings={name: str(value) for name, value in settings.items()},
         thumbnail=_thumbnails(subject),
-        compared_with=compared_with,
+        compared_with=None if other is None else "the other captions",
         seed=config.seed,
     )
 

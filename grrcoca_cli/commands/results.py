@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,10 +53,12 @@ LABELS = {
 PROXIES = tuple(f"{kind}_conflict" for kind in KINDS)
 
 
-def as_json(result: Evaluation) -> dict[str, Any]:
-    """The result under its schema."""
+def as_json(result: Evaluation, what: str = "", settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The result under its schema; with what was scored, and how."""
     return {
         "schema": SCHEMA,
+        "subject": what,
+        "settings": dict(settings or {}),
         "samples": result.images,
         "metrics": {name: _metric(found) for name, found in result.results.items()},
         "groups": [
@@ -80,7 +81,9 @@ def _metric(found: Result) -> dict[str, Any]:
     if found.other is not None:
         row["other"] = found.other
     if found.difference is not None:
-        row["difference"] = asdict(found.difference)
+        change = found.difference
+        interval = None if change.interval is None else [change.interval.low, change.interval.high]
+        row["difference"] = {"value": change.value, "interval": interval, "p": change.p}
     return row
 
 
@@ -137,6 +140,8 @@ def show_tables(result: Evaluation) -> None:
         console.print(_proxies_table(result))
     if result.groups:
         console.print(_groups_table(result))
+    shape = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in result.diversity.items())
+    console.print(f"captions: {shape}", markup=False, highlight=False)
     for note in result.notes:
         console.print(f"· {note}", markup=False, highlight=False)
     console.print(result.signature, style="dim", markup=False, highlight=False)
@@ -171,18 +176,26 @@ def _comparison_table(result: Evaluation) -> Table:
 
 
 def _proxies_table(result: Evaluation) -> Table:
-    table = _table("conflicts with the references (a proxy)", "kind", "conflicts", "of", "rate", "precision", "recall")
+    columns = ("kind", "conflicts", "rate", "mentions right", "mentions found")
+    table = _table("conflicts with the references (a proxy)", *columns)
     for kind, proxy in result.clinical.kinds.items():
-        shares = [_number(share) for share in (proxy.rate, proxy.precision, proxy.recall)]
-        table.add_row(kind, str(proxy.conflicts), str(proxy.comparable), *shares)
+        table.add_row(
+            kind,
+            f"{proxy.conflicts} of {proxy.comparable}",
+            _number(proxy.rate),
+            f"{proxy.supported} of {proxy.said}",
+            f"{proxy.supported} of {proxy.wanted}",
+        )
     return table
 
 
 def _groups_table(result: Evaluation) -> Table:
+    from rich.markup import escape
+
     shown = [name for name in ("caption_loss", "bleu4", "rouge_l", "cider_d") if name in result.groups[0].values]
     table = _table("groups", "group", "images", *(LABELS[name] for name in shown))
     for group in result.groups:
-        name = group.name if group.images >= MIN_RANKED else f"{group.name} (too few to rank)"
+        name = escape(group.name) + ("" if group.images >= MIN_RANKED else " (too few to rank)")
         table.add_row(name, str(group.images), *(_number(group.values[metric]) for metric in shown))
     return table
 

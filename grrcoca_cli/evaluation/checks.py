@@ -59,7 +59,7 @@ def check_ids(predicted: Collection[str], usable: Mapping[str, Sequence[object]]
     if absent and missing == "error":
         raise UsageError(
             f"{_count(absent, 'image')} without a prediction: {_listed(absent)}; add the captions, or count them as "
-            'empty ones with missing "zero"'
+            "empty ones with --missing zero"
         )
     return absent
 

@@ -24,7 +24,7 @@ Mention = tuple[str, ...]
 _OPPOSITE = {"left": "right", "right": "left"}
 _SIDES = {"left": ["left"], "right": ["right"], "lt": ["left"], "rt": ["right"], "bilateral": ["left", "right"]}
 _SIDES |= {"bilaterally": ["left", "right"], "leftward": ["left"], "rightward": ["right"], "bilat": ["left", "right"]}
-_WORD = re.compile(r"[^\W_]+|[.,;:()\[\]?!]")
+_WORD = re.compile(r"\d+[.,]\d+|[^\W_]+|[.,;:()\[\]?!]")
 _CLAUSE_END = frozenset(".;?!")
 _MILLIMETRES = {"mm": 1.0, "millimeter": 1.0, "millimetre": 1.0, "cm": 10.0, "centimeter": 10.0, "centimetre": 10.0}
 _SIZE = re.compile(
@@ -54,11 +54,14 @@ class Proxy:
 
     Attributes:
         images: Captions looked at.
-        comparable: Images where both the caption and a reference mention the kind: the denominator of the rate.
+        comparable: Images where the caption and a reference speak of the same (a side, one finding, a size): the
+            denominator of the rate.
         conflicts: Of those, images where the caption contradicts every reference.
         rate: Conflicts over comparable; None without any.
         precision: Share of the caption's mentions that a reference makes, too.
         recall: Share of the references' mentions that the caption makes.
+        supported, said, wanted: Counts of mentions: of both, of the captions, of the references; a finding counts with
+            whether it is denied.
     """
 
     images: int
@@ -67,6 +70,9 @@ class Proxy:
     rate: float | None
     precision: float | None
     recall: float | None
+    supported: int
+    said: int
+    wanted: int
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def clinical_proxies(predictions: Mapping[str, str], references: Mapping[str, Se
         references: At least one reference for each of these ids.
     """
     ids = sorted(predictions)
-    counts = np.zeros((len(KINDS), len(ids), 6))  # conflict, comparable, supported, said, found, wanted
+    counts = np.zeros((len(KINDS), len(ids), 5))  # conflict, comparable, supported, said, wanted
     per_image: dict[str, tuple[str, ...]] = {}
     for row, image in enumerate(ids):
         ours, theirs = mentions(predictions[image]), [mentions(text) for text in references[image]]
@@ -99,8 +105,8 @@ def clinical_proxies(predictions: Mapping[str, str], references: Mapping[str, Se
         for place, kind in enumerate(KINDS):
             said, wanted = ours.values[kind], _union(other.values[kind] for other in theirs)
             shared = len(said & wanted)
-            comparable = bool(said and wanted)
-            counts[place, row] = kind in conflicting, comparable, shared, len(said), shared, len(wanted)
+            comparable = bool(said and wanted and {mention[0] for mention in said} & {mention[0] for mention in wanted})
+            counts[place, row] = kind in conflicting, comparable, shared, len(said), len(wanted)
     sums = counts.sum(axis=1)
     kinds = {
         kind: Proxy(
@@ -109,7 +115,10 @@ def clinical_proxies(predictions: Mapping[str, str], references: Mapping[str, Se
             conflicts=int(total[0]),
             rate=_share(total[0], total[1]),
             precision=_share(total[2], total[3]),
-            recall=_share(total[4], total[5]),
+            recall=_share(total[2], total[4]),
+            supported=int(total[2]),
+            said=int(total[3]),
+            wanted=int(total[4]),
         )
         for kind, total in zip(KINDS, sums, strict=True)
     }
@@ -232,7 +241,9 @@ def _denied(words: Sequence[str], place: int) -> bool:
     for at in range(place - 1, max(-1, place - 8), -1):
         if words[at] in _CLAUSE_END or words[at] in ("but", "with"):
             break
-        if words[at] in lexicon.DENIALS and words[at + 1] not in lexicon.NO_DENIALS:
+        is_denial = words[at] in lexicon.DENIALS or (words[at] == "free" and words[at + 1] in ("of", "from"))
+        is_kind = words[at] == "negative" and at > 0 and words[at - 1] in lexicon.NEGATIVE_KINDS
+        if is_denial and not is_kind and words[at + 1] not in lexicon.NO_DENIALS:
             return True
     behind = []
     for word in words[place + 1 : place + 5]:

@@ -154,7 +154,8 @@ def _entry(row: Row, text_columns: Sequence[str]) -> tuple[str, list[str]]:
     for caption in value if isinstance(value, list) else [value]:
         if caption is not None and not isinstance(caption, str):
             raise UsageError(f"{row.place}: {column!r} must be a text or a list of texts")
-        captions.append(caption or "")
+        # Half a surrogate pair, which JSON can hold and no file can
+        captions.append((caption or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     return str(image).strip(), captions
 
 

@@ -93,14 +93,24 @@ def _jar(name: str) -> Path:
     return path
 
 
-def _run(arguments: Sequence[str], lines: Sequence[str], timeout: float, *, expected: int) -> list[str]:
-    """Standard output of a Java program, line by line."""
+def find_java() -> str:
+    """The Java runtime.
+
+    Raises:
+        UsageError: There is none.
+    """
     java = shutil.which("java")
     if java is None:
         raise UsageError(
             "METEOR and the Java tokenizer need a Java runtime, and no java is on the PATH: install one (on Debian: "
             "apt-get install default-jre-headless), or leave eval.meteor and eval.verify_java off"
         )
+    return java
+
+
+def _run(arguments: Sequence[str], lines: Sequence[str], timeout: float, *, expected: int) -> list[str]:
+    """Standard output of a Java program, line by line."""
+    java = find_java()
     text = "".join(line + "\n" for line in lines).encode(errors="replace")  # half a surrogate pair is no UTF-8
     with _stopped_at_the_end([java, *_LOCALE, *arguments]) as process:
         try:

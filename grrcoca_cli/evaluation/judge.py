@@ -1,6 +1,7 @@
 """Everything that is said of a set of captions: scores with intervals and floor, a comparison, groups, proxies."""
 
 import math
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,7 @@ from grrcoca_cli.errors import UsageError
 from grrcoca_cli.evaluation.calibration import spearman
 from grrcoca_cli.evaluation.clinical import ClinicalReport, clinical_proxies, modality_of
 from grrcoca_cli.evaluation.diversity import diversity
+from grrcoca_cli.evaluation.lexicon import LEXICON_VERSION
 from grrcoca_cli.evaluation.measures import Measure
 from grrcoca_cli.evaluation.metrics import Idf, Missing, Scores, score
 from grrcoca_cli.evaluation.statistics import (
@@ -48,6 +50,7 @@ class ModelSide:
         values: Numbers without an interval (median ranks, calibration).
         logprobs: Mean log-probability of each predicted caption's tokens, by id.
         notes: What a reader must know of them.
+        signature: What they depend on, as ``key:value`` joined by ``|``.
     """
 
     ids: Sequence[str] = ()
@@ -55,6 +58,7 @@ class ModelSide:
     values: Mapping[str, float | None] = field(default_factory=dict)
     logprobs: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    signature: str = ""
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ def judge(
         theirs, other_values = _other(other, ids, references, settings, missing, idf)
         ours = [measure for measure in measures if measure.name in {m.name for m in theirs}]
         defined = [measure for measure in ours if None not in (_finite(measure.value), other_values[measure.name])]
-        differences = compare(defined, theirs, clusters=clusters, seed=settings.seed)
+        differences = compare(defined, theirs, clusters=clusters, resamples=settings.resamples, seed=settings.seed)
     higher = {measure.name: measure.higher_is_better for measure in measures}
     values: dict[str, float | None] = {measure.name: _finite(measure.value) for measure in measures}
     singles = _model_values(model, scores)
@@ -181,9 +185,50 @@ def judge(
         _groups(measures, columns, references, ids, settings.group_by),
         clinical,
         _diversity(scored, {image: references[image] for image in ids}, settings.tokenizer),
-        (*(model.notes if model else ()), *scores.notes, *([UNADJUSTED] if other is not None else [])),
-        scores.signature,
+        (
+            *(model.notes if model else ()),
+            *scores.notes,
+            *_notes_on_resampling(settings, clusters),
+            *_notes_on_comparison(other, ids),
+        ),
+        "|".join([scores.signature, *_further_signature(settings, model)]),
     )
+
+
+def _notes_on_resampling(settings: Settings, clusters: Sequence[str] | None) -> list[str]:
+    if not settings.resamples or clusters is None:
+        return []
+    count = len(set(clusters))
+    few = ": too few for intervals" if count < 2 else ""
+    return [f"intervals resample {count} clusters by {settings.cluster_by}{few}"]
+
+
+def _notes_on_comparison(other: Mapping[str, str] | None, ids: Sequence[str]) -> list[str]:
+    if other is None:
+        return []
+    absent = sum(image not in other for image in ids)
+    filled = [f"the captions compared with lack {absent} images, counted as empty captions"] if absent else []
+    return [*filled, UNADJUSTED]
+
+
+def _further_signature(settings: Settings, model: ModelSide | None) -> list[str]:
+    """What the numbers beside the caption scores depend on."""
+    boot = f"{settings.resamples},seed{settings.seed}" + (f",by-{settings.cluster_by}" if settings.cluster_by else "")
+    return [f"lexicon:{LEXICON_VERSION}", f"boot:{boot}", *([model.signature] if model and model.signature else [])]
+
+
+def check_columns(
+    columns: Mapping[str, Mapping[str, str]], references: Mapping[str, Sequence[str]], settings: Settings
+) -> None:
+    """Refuse a grouping or a clustering by a column that is not there, before captions are made.
+
+    Raises:
+        UsageError: There is no such column, or it is empty.
+    """
+    if settings.cluster_by:
+        _column(columns, list(references), settings.cluster_by)
+    if settings.group_by and settings.group_by.lower() != FROM_CAPTIONS:
+        _column(columns, list(references), settings.group_by)
 
 
 def _in_order(model: ModelSide | None, ids: Sequence[str]) -> list[Measure]:
@@ -218,6 +263,8 @@ def _column(columns: Mapping[str, Mapping[str, str]], ids: Sequence[str], name: 
     values = [{key.lower(): value for key, value in columns.get(image, {}).items()}.get(wanted, "") for image in ids]
     if not any(values):
         known = sorted({key for row in columns.values() for key in row})
+        if wanted in map(str.lower, known):
+            raise UsageError(f"column {name!r} is empty for every scored image")
         raise UsageError(f"no image has a column {name!r}; there are: {', '.join(known) or 'none'}")
     return values
 
@@ -234,10 +281,9 @@ def _floor(
     """Scores of each image's caption being a reference of another, drawn at random; empty for fewer than two images."""
     if len(ids) < 2:
         return {}
-    drawn = {
-        image: min(filter(str.strip, references[other]), default="")
-        for image, other in zip(ids, shuffled(ids, settings.seed), strict=True)
-    }
+    split, draw = tokenizer(settings.tokenizer), random.Random(settings.seed)
+    usable = {image: sorted(filter(split, references[image])) for image in ids}
+    drawn = {image: draw.choice(usable[other]) for image, other in zip(ids, shuffled(ids, settings.seed), strict=True)}
     return score(drawn, references, missing="skip", tokenizer=settings.tokenizer, idf=idf).metrics
 
 
@@ -250,6 +296,8 @@ def _other(
     idf: Idf | None,
 ) -> tuple[list[Measure], dict[str, float | None]]:
     """Measures and values of another system's captions of the same images."""
+    if unknown := other.keys() - references.keys():
+        raise UsageError(f"the captions compared with have {len(unknown)} unknown ids, {min(unknown)!r} among them")
     known = {image: other[image] for image in ids if image in other}
     absent = set(ids) - known.keys()
     if absent and missing != "zero":
@@ -281,7 +329,8 @@ def _groups(
 ) -> tuple[Group, ...]:
     if not name:
         return ()
-    if name == FROM_CAPTIONS and not any(FROM_CAPTIONS in columns.get(image, {}) for image in ids):
+    named = {key.lower() for image in ids for key in columns.get(image, {})}
+    if name.lower() == FROM_CAPTIONS and FROM_CAPTIONS not in named:
         groups = [modality_of(references[image]) or "(none named)" for image in ids]
     else:
         groups = [value or "(none)" for value in _column(columns, ids, name)]

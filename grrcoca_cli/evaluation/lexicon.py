@@ -3,6 +3,9 @@
 A word that is missing here is a mention that is not counted; a word with two meanings was left out.
 """
 
+LEXICON_VERSION = 1
+"""For signatures: goes up with every change that can change a count."""
+
 MODALITIES = {
     "CT": "ct cect ncct hrct cbct mdct ldct cta tomodensitometry"
     r"|comput(?:ed|erized|erised) (?:axial )?tomograph\w*",
@@ -79,11 +82,16 @@ SPELLINGS = {
     "lymphadenopathies": "lymphadenopathy",
 }
 
-DENIALS = frozenset(["no", "not", "without", "absence", "absent", "negative", "never", "neither", "nor", "free"])
+DENIALS = frozenset(["no", "not", "without", "absence", "absent", "negative", "never", "neither", "nor"])
 """Words that deny the findings behind them, up to the end of the clause."""
 
-NO_DENIALS = frozenset(["contrast", "intravenous", "iv", "gadolinium", "sedation"])
-"""What a scan is made without: ``without contrast`` denies no finding."""
+NO_DENIALS = frozenset(
+    ["contrast", "intravenous", "iv", "gadolinium", "sedation", "change", "changes", "significant", "longer", "other"]
+)
+"""Followers that leave a finding standing: ``without contrast``, ``no change in effusion``."""
+
+NEGATIVE_KINDS = frozenset(["gram", "rh", "culture", "her2"])
+"""Words before ``negative`` that make it a kind and no denial: gram-negative pneumonia."""
 
 LATE_DENIALS = frozenset(["absent", "excluded", "unseen"])
 """Words that deny the finding right before them: ``effusion is absent``; so does ``not`` with a verb of seeing."""

@@ -81,8 +81,9 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A JSON object, which must not give one key two values: ``json`` would keep the last and say nothing."""
     result: dict[str, object] = {}
     for key, value in pairs:
-        if result.setdefault(key, value) != value:
+        if key in result and result[key] != value:
             raise ValueError(f"key {key!r} is there twice with different values")
+        result[key] = value
     return result
 
 
@@ -91,7 +92,7 @@ def _document_rows(path: Path, document: object) -> Iterator[Row]:
     entry = "entry"
     if isinstance(document, dict):
         if isinstance(document.get("annotations"), list):
-            document, entry = document["annotations"], "annotation"
+            document, entry = _with_image_columns(document), "annotation"
         elif _is_row(document):
             document = [document]
         else:
@@ -102,6 +103,18 @@ def _document_rows(path: Path, document: object) -> Iterator[Row]:
         raise UsageError(f"{path}: there are no captions in it; give {FORMS}")
     for number, value in enumerate(document, start=1):
         yield _row(f"{path}: {entry} {number}", value)
+
+
+def _with_image_columns(document: dict[str, object]) -> list[object]:
+    """COCO's annotations, each with the columns of its image (``file_name`` and whatever else), for groups."""
+    listed = document.get("images")
+    images = {image.get("id"): image for image in listed if isinstance(image, dict)} if isinstance(listed, list) else {}
+    annotations = document["annotations"]
+    assert isinstance(annotations, list)
+    return [
+        {**images.get(entry.get("image_id"), {}), **entry} if isinstance(entry, dict) else entry
+        for entry in annotations
+    ]
 
 
 def _line_rows(path: Path, text: str) -> Iterator[Row]:
@@ -118,6 +131,7 @@ def _line_rows(path: Path, text: str) -> Iterator[Row]:
 
 def _table_rows(path: Path, text: str) -> Iterator[Row]:
     header = text.lstrip("\r\n").split("\n", 1)[0]
+    csv.field_size_limit(2**31 - 1)  # a caption may be longer than the default of 131,072 characters
     delimiter = max(",\t;", key=header.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     columns: list[str] = []
@@ -127,6 +141,8 @@ def _table_rows(path: Path, text: str) -> Iterator[Row]:
                 continue
             if not columns:
                 columns = [name.strip().lower() for name in values]
+                if repeated := sorted({name for name in columns if columns.count(name) > 1}):
+                    raise UsageError(f"{path}: the column {repeated[0]!r} is there twice; name each column once")
                 continue
             place = f"{path}: line {reader.line_num}"
             if len(values) != len(columns):

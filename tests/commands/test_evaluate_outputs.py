@@ -46,13 +46,13 @@ def test_a_comparison(files: list[object], tmp_path: Path) -> None:
     code, out, _ = run(*files, "--compare", tmp_path / "worse.json", "--json")
     change = metrics_of(out)["rouge_l"]["difference"]
     assert code == 0
-    assert change["interval"]["low"] > 0
+    assert change["interval"][0] > 0
     assert change["p"] < 0.001
     assert any("not adjusted" in note for note in json.loads(out)["notes"])
     code, out, _ = run(*files, "--compare", tmp_path / "p.json", "--json")
     for found in metrics_of(out).values():
         if "difference" in found:
-            assert found["difference"] == {"value": 0, "interval": {"low": 0, "high": 0}, "p": 1}
+            assert found["difference"] == {"value": 0, "interval": [0, 0], "p": 1}
     code, out, _ = run(*files, "--compare", tmp_path / "worse.json")
     assert code == 0
     assert "ours less it" in out
@@ -158,5 +158,80 @@ def test_one_percent_of_other_captions_is_found(shared_data: Path, tmp_path: Pat
     words = ["--predictions", tmp_path / "a.json", "--references", tmp_path / "r.json", "--json"]
     found = metrics_of(run(*words, "--compare", tmp_path / "b.json")[1])
     for name in ("bleu4", "rouge_l", "cider_d", "imageclef_rouge1", "chrf"):
-        assert found[name]["difference"]["interval"]["low"] > 0
+        assert found[name]["difference"]["interval"][0] > 0
         assert found[name]["difference"]["p"] < 0.01
+
+
+def test_a_wrong_flag_is_found_before_pictures_are_read(
+    tiny_run: Path, phantom_studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grrcoca_cli.captioner.Captioner.load", lambda *_: pytest.fail("the work began"))
+    words = ["--checkpoint", tiny_run, "--data", phantom_studies]
+    for wrong, said in (
+        (["--compare", tmp_path / "absent.json"], "no such file"),
+        (["--idf", tmp_path / "absent.json"], "cannot be read"),
+        (["--out", tmp_path / "x.txt"], ".csv or .jsonl"),
+        (["--report", tmp_path / "absent" / "r.html"], "cannot be written"),
+        (["--set", "eval.group_by=nope"], "no image has a column 'nope'"),
+        (["--set", "eval.verify_java=true", "--set", "eval.tokenizer=whitespace"], "eval.tokenizer"),
+        (["--set", "eval.limit=5"], "whole split"),
+        (["--missing", "bogus"], "error or zero"),
+    ):
+        code, _, err = run(*words, *wrong)
+        assert (code, said in err) == (2, True), (wrong, err)
+
+
+def test_one_picture_has_no_contrastive_loss(tiny_run: Path, phantom_studies: Path, tmp_path: Path) -> None:
+    source = sorted((phantom_studies / "test").glob("*.dcm"))[0]
+    shutil.copy(source, tmp_path / "a.dcm")
+    (tmp_path / "test_captions.csv").write_text("file,caption\na.dcm,a mass\n")
+    code, out, _ = run("--checkpoint", tiny_run, "--data", tmp_path, "--json")
+    found = metrics_of(out)
+    assert code == 0
+    assert found["contrastive_loss"]["value"] is None
+    assert found["coca_loss"]["value"] is None
+    assert found["caption_loss"]["value"] > 0
+    assert "image_to_text_r1" not in found
+    assert any("fewer than two distinct captions" in note for note in json.loads(out)["notes"])
+
+
+def test_samples_without_a_word_are_left_out(tiny_run: Path, phantom_studies: Path, tmp_path: Path) -> None:
+    rows = ["file,caption"]
+    for number, source in enumerate(sorted((phantom_studies / "test").glob("*.dcm"))[:4]):
+        shutil.copy(source, tmp_path / f"{number}.dcm")
+        rows.append(f"{number}.dcm,{'...' if number == 2 else f'a mass {number}'}")
+    (tmp_path / "test_captions.csv").write_text("\n".join(rows) + "\n")
+    code, out, _ = run("--checkpoint", tiny_run, "--data", tmp_path, "--json")
+    assert (code, json.loads(out)["samples"]) == (0, 3)
+    assert any("no word, not scored: 1" in note for note in json.loads(out)["notes"])
+
+
+def test_the_signature_knows_what_changes_the_numbers(tiny_run: Path, phantom_studies: Path) -> None:
+    words = ["--checkpoint", tiny_run, "--data", phantom_studies, "--json", "--set"]
+    signatures = {
+        json.loads(run(*words, setting)[1])["signature"]
+        for setting in ("eval.batch_size=4", "eval.batch_size=2", "generation.beams=2", "eval.seed=1")
+    }
+    assert len(signatures) == 4
+    one = signatures.pop()
+    assert all(part in one for part in ("batch:", "gen:", "precision:", "boot:", "lexicon:"))
+
+
+def test_odd_texts_do_no_harm(files: list[object], tmp_path: Path) -> None:
+    """Markup of a terminal in a group's name, half a surrogate pair, a very long caption, a NaN column."""
+    rows = [
+        {"id": "1", "caption": "a \ud83d mass", "kind": "[/b] x", "score": float("nan")},
+        {"id": "2", "caption": "left " * 60_000, "kind": "[bold]CT", "score": 1.0},
+    ]
+    references, predictions = tmp_path / "odd.jsonl", tmp_path / "odd.csv"
+    references.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    predictions.write_text("id,caption\n1,a mass\n2," + "left " * 40_000 + "\n")
+    words = ["--predictions", predictions, "--references", references, "--set", "eval.group_by=kind"]
+    code, out, _ = run(*words, "--report", tmp_path / "r.html", "--out", tmp_path / "rows.jsonl")
+    assert code == 0
+    assert "[/b] x" in out
+    assert "[bold]CT" in out
+    predictions.write_text("id,caption,caption\n1,a,b\n2,a,b\n")
+    code, _, err = run(*words)
+    assert code == 2
+    assert "'caption' is there twice" in err

@@ -119,3 +119,26 @@ def test_unchanged_captions_are_not(shared_data: Path) -> None:
         light = " ".join(sentences[1:] + sentences[:1]).upper().replace(" - ", " – ")
         flagged += bool(between(light, caption))
     assert flagged / len(captions) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("text", "mention"),
+    [
+        ("free fluid collection", ("collection", "present")),
+        ("free of effusion", ("effusion", "denied")),
+        ("gram-negative pneumonia", ("pneumonia", "present")),
+        ("no change in effusion", ("effusion", "present")),
+        ("no 5.2 cm mass", ("mass", "denied")),
+    ],
+)
+def test_what_denies(text: str, mention: tuple[str, str]) -> None:
+    assert mentions(text).values["negation"] == {mention}
+
+
+def test_only_what_could_conflict_is_compared() -> None:
+    predictions = {"1": "effusion", "2": "5 mm", "3": "effusion"}
+    references = {"1": ["fracture"], "2": ["L4"], "3": ["no effusion"]}
+    kinds = clinical_proxies(predictions, references).kinds
+    assert (kinds["negation"].comparable, kinds["negation"].conflicts) == (1, 1)
+    assert kinds["numbers"].comparable == 0
+    assert (kinds["negation"].said, kinds["negation"].wanted, kinds["negation"].supported) == (2, 2, 0)
