@@ -11,7 +11,7 @@ import typer
 
 from grrcoca_cli import __version__
 from grrcoca_cli.console import say
-from grrcoca_cli.errors import ExitCode, GrrcocaError
+from grrcoca_cli.errors import ExitCode, GrrcocaError, UsageError
 
 P = ParamSpec("P")
 
@@ -172,6 +172,10 @@ def caption(
     from grrcoca_cli.commands.caption import Options
     from grrcoca_cli.commands.caption import caption as run
 
+    if beam is not None and beam < 1:
+        raise UsageError(f"--beam {beam}: give 1 (greedy) or more")
+    if json and format_ not in ("text", "jsonl"):
+        raise UsageError(f"--json is short for --format jsonl, and --format {format_} was given, too: choose one")
     settings = [*(set_ or ()), *([f"generation.beams={beam}"] if beam is not None else [])]
     return run(
         Options(

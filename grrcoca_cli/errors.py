@@ -28,6 +28,10 @@ class UsageError(GrrcocaError):
     """A flag, a recipe or a path that cannot be used as given."""
 
 
+class NoSuchSplit(UsageError):
+    """A data set that is sound and has no split of the name asked for."""
+
+
 class UnreadableImage(GrrcocaError):
     """One file that gives no pixels.
 

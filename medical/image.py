@@ -184,7 +184,8 @@ def _read_picture(source: Path | bytes, choices: tuple[WindowChoice, ...]) -> Ra
 
 
 def _passed_over(choices: tuple[WindowChoice, ...]) -> list[str]:
-    return [f"{len(choices)} windows were asked for: not used, not a grey DICOM image"] if len(choices) > 1 else []
+    asked_for = len(choices) > 1 or choices != (WindowChoice(),)
+    return ["the window asked for is not used: not a grey DICOM image"] if asked_for else []
 
 
 def _open_dicom(source: Path | bytes) -> tuple["FileDataset", PixelFormat]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from grrcoca_cli.data.base import ListDataset, Sample
 from grrcoca_cli.data.captions import clean_caption
-from grrcoca_cli.errors import UsageError
+from grrcoca_cli.errors import NoSuchSplit, UsageError
 from medical.roco_parquet import ParquetDataset, find_parquet, open_parquet
 
 SPLITS = {
@@ -80,7 +80,7 @@ def _v1_folder(root: Path, names: tuple[str, ...], part: str) -> Path:
         if folder.is_dir():
             return folder
     found = ", ".join(sorted(path.name for path in root.iterdir())[:12]) or "nothing"
-    raise UsageError(
+    raise NoSuchSplit(
         f"{root} has neither {' or '.join(f'{name}/{part}' for name in names)} (looked in it, in data and in all_data) "
         f"as ROCO has, nor {' or '.join(f'{name}_captions.csv' for name in names)} as ROCOv2 has, nor "
         f"{names[0]}-*.parquet as the Hub has; it holds: {found}. {HOW_TO_GET}"

@@ -16,6 +16,9 @@ from medical.sources import ImageInput, load
 _TOLERANCE = 0.005
 """Direction cosines of one scan differ in the fifth digit; those of two scans in the first or second."""
 
+MOST_INFLATED = 100
+"""Bytes that a byte of a file may hold, deflated."""
+
 
 @dataclass(frozen=True)
 class Header:
@@ -73,7 +76,11 @@ def read_header(request: tuple[ImageInput, bytes]) -> Header:
     source = load(item)
     if not is_dicom(read_head(source)):
         return Header()
-    return _dicom_header(source, salt)
+    found = _dicom_header(source, salt)
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if found.frames > max(1, MOST_INFLATED * size):  # a frame takes a byte at the least
+        raise UnreadableImage("truncated", f"{found.frames:,} frames cannot be in {size:,} bytes")
+    return found
 
 
 def _dicom_header(source: Path | bytes, salt: bytes) -> Header:

@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -25,6 +25,8 @@ from medical.image import RadiologyImage, read_image
 STDIN = "-"
 MAX_BYTES = 2**31
 """Most bytes of an archive's member, or of standard input."""
+MAX_HELD = 2**28
+"""Most bytes of all members of an archive on standard input: they are held in memory."""
 MAX_MEMBERS = 100_000
 MAX_INFLATION = (2**26, 200)
 """A member above so many bytes may not be more than so many times what it takes in the archive."""
@@ -68,7 +70,7 @@ def find_inputs(paths: Iterable[Path | str]) -> Iterator[ImageInput]:
     Archives and DICOMDIRs are known by content, and opened where they were named.
 
     Raises:
-        UsageError: A path does not exist, or an archive cannot be read at all.
+        UsageError: A path does not exist, or standard input is too large.
     """
     for path in paths:
         if str(path) == STDIN:
@@ -77,10 +79,12 @@ def find_inputs(paths: Iterable[Path | str]) -> Iterator[ImageInput]:
         path = Path(path)
         if path.is_dir():
             yield from _folder(path)
-        elif not path.exists():
-            raise UsageError(f"{path} does not exist")
-        else:
+        elif path.is_file():
             yield from _file(path)
+        elif path.exists():
+            yield ImageInput(str(path), path, refusal=UnreadableImage("cannot be opened", "not a regular file"))
+        else:
+            raise UsageError(f"{path} does not exist")
 
 
 def load(item: ImageInput) -> Path | bytes:
@@ -94,10 +98,15 @@ def load(item: ImageInput) -> Path | bytes:
     if not item.member:
         return item.path
     try:
-        with zipfile.ZipFile(item.path) as archive:
-            return _inflate(archive, archive.getinfo(item.member))
+        archive = _opened(item.path, item.path.stat().st_mtime_ns)
+        return _inflate(archive, archive.getinfo(item.member))
     except _DAMAGED as error:
         raise _not_given(error) from None
+
+
+@lru_cache(maxsize=1)  # the members of an archive follow each other, and its directory is read once
+def _opened(path: Path, modified: int) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
 
 
 def _not_given(error: Exception) -> UnreadableImage:
@@ -124,7 +133,7 @@ def read_input(request: tuple[ImageInput, int | str, str | None]) -> RadiologyIm
 
 def _file(path: Path) -> Iterator[ImageInput]:
     head = b""
-    if path.is_file() and os.access(path, os.R_OK):
+    if os.access(path, os.R_OK):
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
     if head.startswith(_ZIP):
@@ -144,7 +153,8 @@ def _folder(root: Path) -> Iterator[ImageInput]:
         for name in sorted(names):
             if not name.startswith("."):
                 path = Path(folder) / name
-                yield ImageInput(str(path), path, named=False)
+                if path.is_file() or not path.exists():  # no pipe, which would be waited for; a dangling link is named
+                    yield ImageInput(str(path), path, named=False)
     for error in unread:
         refusal = UnreadableImage("cannot be opened", error.strerror or type(error).__name__)
         yield ImageInput(str(error.filename), Path(error.filename), named=False, refusal=refusal)
@@ -165,11 +175,17 @@ def _members(file: BinaryIO, name: str, path: Path | None) -> Iterator[ImageInpu
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise UsageError(f"{name} begins as a zip archive and cannot be read as one ({type(error).__name__})") from None
+        refused = UnreadableImage("damaged", f"begins as a zip archive and is none ({type(error).__name__})")
+        yield ImageInput(name, path, refusal=refused)
+        return
     with archive:
         members = sorted(archive.infolist(), key=lambda member: member.filename)
         if len(members) > MAX_MEMBERS:
-            raise UsageError(f"{name} has {len(members):,} members, at most {MAX_MEMBERS:,} are read: unpack it")
+            refused = UnreadableImage(
+                "too large", f"{len(members):,} members, at most {MAX_MEMBERS:,} are read: unpack it"
+            )
+            yield ImageInput(name, path, refusal=refused)
+            return
         held = 0  # of standard input, whose members are all in memory at once
         for member in members:
             if member.filename and (member.is_dir() or _is_hidden(member.filename)):
@@ -177,8 +193,8 @@ def _members(file: BinaryIO, name: str, path: Path | None) -> Iterator[ImageInpu
             shown, refusal, content = f"{name}/{member.filename}", _refused(member), b""
             if refusal is None and path is None:
                 held += member.file_size
-                if held > MAX_BYTES:
-                    raise UsageError(f"the archive in {name} holds more than {MAX_BYTES:,} bytes: give it as a file")
+                if held > MAX_HELD:
+                    raise UsageError(f"the archive in {name} holds more than {MAX_HELD:,} bytes: give it as a file")
                 try:
                     content = _inflate(archive, member)
                 except _DAMAGED as error:

@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -21,7 +21,7 @@ from grrcoca_cli.commands.caption_rows import FORMATS, SCHEMA, Row, RowWriter, f
 from grrcoca_cli.config import GenerationConfig, apply_settings, build_recipe
 from grrcoca_cli.console import ProgressLine, plain, say
 from grrcoca_cli.errors import ExitCode, NotAnImage, StoppedAndSaved, UnreadableImage, UsageError
-from grrcoca_cli.files import explain_os_errors, write_atomically
+from grrcoca_cli.files import explain_os_errors, sha256_of, write_atomically
 from grrcoca_cli.signals import StopRequest
 from grrcoca_cli.training.checkpoint import checkpoint_hash, find_checkpoint, read_config
 from medical.sources import ImageInput
@@ -83,7 +83,8 @@ def caption(options: Options) -> ExitCode:
     counts: Counter[str] = Counter()
     tasks = list(_tasks(options, counts))
     out_file = options.out if options.format != "sr" else None
-    done = finished(out_file, options.format) if out_file else set()
+    done = finished(out_file, options.format, _made_with(options, folder, generation, tasks)) if out_file else set()
+    counts["known"] = len(tasks)
     if done:
         tasks = [task for task in tasks if _known_as(task, options) not in done]
         say(f"{options.out} holds {len(done)} of the results already; going on behind them")
@@ -111,6 +112,24 @@ def caption(options: Options) -> ExitCode:
     return _summary(counts)
 
 
+def _made_with(options: Options, folder: Path, generation: GenerationConfig, tasks: Sequence[Task]) -> dict[str, Any]:
+    """What the rows of an output depend on, to tell whether another start may go on behind them."""
+    made_with: dict[str, Any] = {
+        "schema": SCHEMA,
+        "format": options.format,
+        "checkpoint": checkpoint_hash(folder),
+        "generation": generation.model_dump(),
+        "frame": options.frame,
+        "window": options.window,
+        "series": options.series,
+        "id": options.name_by,
+    }
+    if options.name_by == "index":  # which file a number means
+        names = "\n".join(task.input.name for task in tasks)
+        made_with["files"] = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+    return made_with
+
+
 def _known_as(task: Task, options: Options) -> str:
     """How a finished result of a task is found again in the output."""
     return plain(key_of(task.row)) if options.format == "text" else key_of(task.row)
@@ -129,8 +148,12 @@ def _check(options: Options) -> None:
             "say --with-identity, and --out FOLDER"
         )
     for path in options.paths:
-        if str(path) != "-" and not Path(path).exists():
-            raise UsageError(f"{path} does not exist")
+        try:
+            known = str(path) == "-" or (str(path) and Path(path).exists())
+        except OSError as error:
+            raise UsageError(f"{plain(str(path))[:80]}… cannot be opened: {error.strerror}") from error
+        if not known:
+            raise UsageError(f"{path or 'the empty path'} does not exist")
     if options.window:
         from medical.windows import parse_windows
 
@@ -211,18 +234,21 @@ def _frame_tasks(index: int, item: ImageInput, header: Any, frame: int | str, na
 
 def _name(item: ImageInput, index: int, *, by: str) -> str:
     """What a row calls its input: the path as given, the hash of its content, or its number."""
-    if by == "path":
-        return item.name
+    if by == "path":  # bytes that are no UTF-8 cannot be written out as they are
+        return item.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
     if by == "index":
         return str(index)
     from medical.sources import load
 
     try:
-        source = load(item)
-        content = source if isinstance(source, bytes) else source.read_bytes()
+        source = item.refusal or load(item)
+        if isinstance(source, bytes):
+            return hashlib.sha256(source).hexdigest()[:16]
+        if isinstance(source, Path):
+            return sha256_of(source)[:16]
     except (UnreadableImage, OSError):
-        return f"unreadable-{index}"
-    return hashlib.sha256(content).hexdigest()[:16]
+        pass
+    return f"unreadable-{index}"
 
 
 def _pictures(tasks: Sequence[Task], window: str | None) -> Iterator[RadiologyImage | UnreadableImage]:
@@ -270,12 +296,23 @@ def _caption_batch(
             except UnreadableImage as error:  # no structured report of it
                 found = error
         if found.kind == "not an image" and not task.input.named:
-            counts["skipped" if isinstance(found, NotAnImage) else f"{PASSED_OVER}{found}"] += 1
+            counts[_passed_over_as(task.input, found)] += 1
             continue
         counts["failed"] += 1
         job.progress.close()
         say(f"{plain(key_of(row))}: {found}")
         job.write(task, row | {"error": str(found)})
+
+
+def _passed_over_as(item: ImageInput, found: UnreadableImage) -> str:
+    """The kind by which a file that is no picture is counted; an archive may hold many."""
+    if not isinstance(found, NotAnImage):
+        return f"{PASSED_OVER}{found}"
+    if item.path is not None and not item.member:
+        with suppress(OSError), item.path.open("rb") as file:
+            if file.read(4) == b"PK\x03\x04":
+                return f"{PASSED_OVER}zip archive in a folder: name it to have it opened"
+    return "skipped"
 
 
 def _described(
@@ -347,7 +384,7 @@ def _summary(counts: Counter[str]) -> ExitCode:
     if counts["failed"]:
         say(f"{counts['captioned']} captioned, {counts['failed']} failed")
         return ExitCode.SOME_INPUTS_FAILED
-    if not counts["captioned"] and (counts["skipped"] or passed_over):
+    if not counts["captioned"] and (counts["skipped"] or passed_over or not counts["known"]):
         say("nothing to caption: no DICOM image and no picture among the files")
         return ExitCode.SOME_INPUTS_FAILED
     return ExitCode.OK

@@ -5,29 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from grrcoca_cli.console import plain
 from grrcoca_cli.errors import UsageError
-from grrcoca_cli.files import explain_os_errors
+from grrcoca_cli.files import explain_os_errors, write_atomically, write_json
 
 SCHEMA = 2
 FORMATS = ("text", "jsonl", "csv", "fhir", "sr")
 COLUMNS = (
-    "file",
-    "frame",
-    "slice",
-    "caption",
-    "logprob",
-    "model",
-    "model_hash",
-    "modality",
-    "window",
-    "warnings",
-    "error",
+    *("file", "frame", "frame_read", "frames", "slice", "slices", "caption", "logprob", "model", "model_hash"),
+    *("modality", "transfer_syntax", "window", "warnings", "error"),
 )
 
 Row = Mapping[str, Any]
@@ -83,29 +73,57 @@ def key_of(row: Row) -> str:
     return f"{row['file']}#{row['frame']}" if row.get("frame") not in (None, "") else str(row["file"])
 
 
-def finished(out: Path, kind: str) -> set[str]:
-    """Keys of the results that an earlier start of the same command wrote; a line cut by a kill is removed.
+def finished(out: Path, kind: str, made_with: Mapping[str, Any]) -> set[str]:
+    """Keys of the results that an earlier start of the same command wrote, and is to go on behind.
+
+    A line that was cut by a kill is removed, and so are rows of failures, which are tried again. What the rows were
+    made with stands in ``OUT.state`` beside them; without it, a file that is not empty is somebody's own.
 
     Raises:
-        UsageError: The file is there and is something else.
+        UsageError: The file is something else, or was made with other settings.
     """
-    if not out.exists():
+    state = _state_of(out)
+    if not out.exists() or out.stat().st_size == 0:
+        write_json(state, dict(made_with))
         return set()
+    try:
+        earlier = json.loads(state.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UsageError(
+            f"{out} is there, and {state.name} beside it does not say that this command wrote it: choose another --out"
+        ) from None
+    if different := [name for name in made_with if earlier.get(name) != made_with[name]]:
+        raise UsageError(f"{out} was made with another {', '.join(different)}: choose another --out, or repeat it")
     with explain_os_errors(out):
         content = out.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    text = whole.decode("utf-8", errors="replace")
+    text = content[: content.rfind(b"\n") + 1].decode("utf-8", errors="replace")
     try:
-        if kind == "jsonl":
-            done = {key_of(json.loads(line)) for line in text.splitlines()}
-        elif kind == "csv":
-            done = {key_of(row) for row in csv.DictReader(io.StringIO(text, newline=""))}
-        elif kind == "fhir":
-            done = {json.loads(line)["identifier"][0]["value"] for line in text.splitlines()}
-        else:
-            done = {line.split("\t")[0] for line in text.splitlines() if line.index("\t")}
+        kept, done = _without_failures(text, kind)
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise UsageError(f"{out} exists and is not this command's {kind} output: choose another --out") from error
-    with explain_os_errors(out):
-        os.truncate(out, len(whole))
+        raise UsageError(f"{out} is damaged: move it away to start again") from error
+    if kept.encode() != content:
+        write_atomically(out, kept)
     return done
+
+
+def _state_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.state")
+
+
+def _without_failures(text: str, kind: str) -> tuple[str, set[str]]:
+    """The output without rows of failures, and the keys of the rest."""
+    if kind == "csv":
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        rows = [row for row in csv.DictReader(io.StringIO(text, newline="")) if not row["error"]]
+        writer.writerows(rows)
+        return stream.getvalue(), {key_of(row) for row in rows}
+    lines = text.splitlines(keepends=True) if kind == "text" else text.split("\n")[:-1]
+    if kind == "text":
+        return text, {line.split("\t")[0] for line in lines}
+    entries = [(line + "\n", json.loads(line)) for line in lines]
+    if kind == "fhir":
+        return text, {entry["identifier"][0]["value"] for _, entry in entries}
+    kept = [(line, key_of(entry)) for line, entry in entries if "error" not in entry]
+    return "".join(line for line, _ in kept), {key for _, key in kept}

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from grrcoca_cli import __version__
@@ -17,7 +17,10 @@ from grrcoca_cli.data.images import augment_picture
 from grrcoca_cli.data.pictures import read_picture
 from grrcoca_cli.data.shards import open_shards
 from grrcoca_cli.data.splits import count_overlaps, split_by_hash
-from grrcoca_cli.errors import UsageError
+from grrcoca_cli.errors import NoSuchSplit, UsageError
+
+_DECODERS = ("numpy", "torch", "pillow", "pydicom", "pylibjpeg-openjpeg", "python-gdcm", "imagecodecs")
+"""Packages whose versions may change a pixel."""
 
 WHOLE = "all"
 """A split's name that means every sample of a set."""
@@ -48,7 +51,7 @@ def open_data(data: DataConfig, out: Path) -> OpenedData:
     train = _open_split(data, data.split)
     try:
         validation = _open_split(data, data.validation_split)
-    except UsageError:  # the set has no such split
+    except NoSuchSplit:
         return _cut(train, data, train.skipped)
     return OpenedData(train, validation, train.skipped + validation.skipped)
 
@@ -114,8 +117,16 @@ def image_reader(data: DataConfig, size: int) -> ImageReader:
     read = read_picture if data.dataset == "shards" else dicom_reader(data.window)
     if not data.cache:
         return read
-    contract = f"{data.dataset == 'shards'}|{data.window}|{__version__}|{version('pydicom')}|{version('pillow')}"
+    versions = "|".join(f"{name} {_version(name)}" for name in _DECODERS)
+    contract = f"{data.dataset == 'shards'}|{data.window}|{__version__}|{versions}"
     return CachedReader(read, Path(data.cache), size, data.fit, contract, int(data.cache_gb * 1e9))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
 
 
 def dicom_reader(window: str) -> ImageReader:

@@ -1,5 +1,6 @@
 """Decoded pictures on disk, at the model's size: a 2k JPEG 2000 radiograph takes half a second to decode, once."""
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -22,6 +23,8 @@ _TOTAL = "bytes"
 """File that counts the bytes of all entries; its lock is the cache's."""
 
 _YOUNG = 2.0  # seconds in which a file may change again without its time stamps telling
+
+_ABANDONED = 3600.0  # seconds after which nobody is writing an entry any more
 
 Stat = tuple[int, int, int, int]
 
@@ -102,6 +105,15 @@ class CachedReader:
                 Path(name).unlink(missing_ok=True)
 
 
+def _counted(folder: Path) -> int:
+    """Bytes of all entries, where the count was lost with a process; what such a one left half written is removed."""
+    for left in folder.glob("*/*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink()
+    return sum(entry.stat().st_size for entry in folder.glob("*/*.npy"))
+
+
 @contextmanager
 def _locked_total(folder: Path) -> Iterator[list[int]]:
     """The count of bytes, alone with it; what the block puts in its place is kept."""
@@ -109,7 +121,7 @@ def _locked_total(folder: Path) -> Iterator[list[int]]:
         fcntl.flock(file, fcntl.LOCK_EX)  # falls with the file, however this ends
         file.seek(0)
         text = file.read()
-        total = [int(text) if text.isdigit() else 0]
+        total = [int(text) if text.isdigit() else _counted(folder)]
         before = total[0]
         yield total
         if total[0] != before:

@@ -15,7 +15,7 @@ from typing import Any
 from grrcoca_cli.data.base import ListDataset, Sample
 from grrcoca_cli.data.captions import clean_caption
 from grrcoca_cli.data.tables import canonical_split
-from grrcoca_cli.errors import UsageError
+from grrcoca_cli.errors import NoSuchSplit, UsageError
 
 COCO_HOW_TO_GET = (
     "MS-COCO: unpack train2014.zip and val2014.zip (or the 2017 ones) from cocodataset.org into one folder, with "
@@ -52,7 +52,7 @@ def open_coco(root: Path, split: str) -> ListDataset:
     if not found:
         others = sorted(path.name for folder in folders for path in folder.glob("captions_*.json"))
         there = f"it has {', '.join(others)}. " if others else ""
-        raise UsageError(
+        raise NoSuchSplit(
             f"{root} has neither dataset_coco.json nor annotations/captions_{wanted}*.json: {there}{COCO_HOW_TO_GET}"
         )
     return _open(root, _annotations(found[-1]), COCO_HOW_TO_GET)
@@ -76,7 +76,7 @@ def open_flickr30k(root: Path, split: str) -> ListDataset:
             f"{root} has neither dataset_flickr30k.json nor results_20130124.token nor results.csv: {FLICKR_HOW_TO_GET}"
         )
     if split not in _NO_SPLITS:
-        raise UsageError(f"{table} has no splits, so no {split!r}: name none, or use dataset_flickr30k.json")
+        raise NoSuchSplit(f"{table} has no splits, so no {split!r}: name none, or use dataset_flickr30k.json")
     return _open(root, _token_file(table) if table.suffix == ".token" else _kaggle_table(table), FLICKR_HOW_TO_GET)
 
 
@@ -85,7 +85,7 @@ def _karpathy(path: Path, split: str) -> Iterator[Row]:
     splits = {_split_of(image) for image in images}
     wanted = canonical_split(split)
     if split != "all" and wanted not in splits:
-        raise UsageError(f"{path} has no split {split!r}: it has {', '.join(sorted(splits)) or 'none'}")
+        raise NoSuchSplit(f"{path} has no split {split!r}: it has {', '.join(sorted(splits)) or 'none'}")
     for image in images:
         if split == "all" or _split_of(image) == wanted:
             name = os.path.join(str(image.get("filepath", "")), str(image.get("filename", "")))  # noqa: PTH118

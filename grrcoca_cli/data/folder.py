@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from grrcoca_cli.data.base import ListDataset, Sample
 from grrcoca_cli.data.captions import clean_caption
 from grrcoca_cli.data.tables import EXTENSIONS, SPLITS, CaptionRow, canonical_split, read_table, split_in_name
-from grrcoca_cli.errors import UsageError
+from grrcoca_cli.errors import NoSuchSplit, UsageError
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".dcm", ".dicom", ".ima"})
 """Extensions of pictures; a file without one, or named by a UID, may be DICOM and counts as well."""
@@ -33,7 +33,7 @@ def open_folder(root: Path, split: str | None = None) -> ListDataset:
         found = _splits_of(rows)
         if canonical_split(split) not in found:
             names = f"its splits are {', '.join(found)}" if found else "it has no splits, so name none"
-            raise UsageError(f"{root} has no split {split!r}: {names}")
+            raise NoSuchSplit(f"{root} has no split {split!r}: {names}")
         rows = [(folder, row) for folder, row in rows if row.split == canonical_split(split)]
     return _join(root, pictures, rows)
 
@@ -64,6 +64,8 @@ def _read_rows(root: Path) -> tuple[list[str], list[tuple[str, CaptionRow]]]:
             table, folder = read_table(root / name), posixpath.dirname(name)
             if isinstance(table, str):
                 unfit.append(f"{name} {table}")
+                if "caption" in name.lower() and split_in_name(PurePosixPath(name).stem):
+                    raise UsageError(f"{root}: {name} is named as the captions of a split, and {table}")
                 continue
             split = split_in_name(PurePosixPath(name).stem) or split_in_name(folder)
             rows += [(folder, row if row.split else replace(row, split=split)) for row in table]

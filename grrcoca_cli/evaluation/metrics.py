@@ -173,7 +173,7 @@ def _signature(references: Mapping[str, Sequence[str]], *, images: int, tokenize
         "imageclef_rouge1": "f,best",
         "chrf": "nc6,nw0,beta2,mixed",
         "metrics": f"grrcoca{METRICS_VERSION}",
-        "tok": tokenizer,
+        "tok": f"{tokenizer}.{tokenize.TOKENIZER_VERSION}",
         "idf": f"{idf.source},{idf.images}" if idf else f"references,{len(references)}",
         "n": str(images),
         "data": hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12],

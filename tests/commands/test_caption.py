@@ -87,6 +87,7 @@ def test_an_interrupted_file_goes_on(tiny_run: Path, mixed: Path, tmp_path: Path
     run(mixed, "--checkpoint", tiny_run, "--format", "jsonl", "--out", whole)
     lines = whole.read_text().splitlines(keepends=True)
     cut.write_text("".join(lines[:1]) + lines[1][:20])  # killed in the middle of a line
+    shutil.copy(f"{whole}.state", f"{cut}.state")
     run(mixed, "--checkpoint", tiny_run, "--format", "jsonl", "--out", cut)
     assert sorted(cut.read_text().splitlines()) == sorted(whole.read_text().splitlines())
     run(mixed, "--checkpoint", tiny_run, "--format", "jsonl", "--out", cut)

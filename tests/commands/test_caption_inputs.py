@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -296,3 +297,81 @@ def test_neither_monai_nor_torchvision_is_imported(tiny_run: Path, phantom_studi
         [sys.executable, "-c", code, json.dumps(commands)], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.stdout.splitlines()[-1] == "[0, 0] []", done.stdout + done.stderr
+
+
+def test_going_on_is_for_the_same_settings_alone(tiny_run: Path, tmp_path: Path) -> None:
+    path, out = write_dicom(tmp_path / "a.dcm", frames=4), tmp_path / "out.jsonl"
+    words = ["caption", path, "--checkpoint", tiny_run, "--json", "--out", out]
+    assert run(*words)[0] == 0
+    before = out.read_bytes()
+    for changed, named in (
+        (["--frame", "3"], "frame"),
+        (["--window", "lung"], "window"),
+        (["--beam", "2"], "generation"),
+    ):
+        code, _, err = run(*words, *changed)
+        assert (code, f"another {named}" in err) == (2, True), err
+    assert out.read_bytes() == before
+    words = ["caption", path, "--checkpoint", tiny_run, "--json", "--id", "index", "--out", tmp_path / "by_index.jsonl"]
+    assert run(*words)[0] == 0
+    assert run(*words, write_dicom(tmp_path / "b.dcm"))[0] == 2
+
+
+@pytest.mark.parametrize("content", ['{"1": ["refs"]}', '{"file": "a", "caption": "mine"}\n', "mine\n", "x"])
+def test_a_file_of_somebody_else_is_never_touched(tiny_run: Path, tmp_path: Path, content: str) -> None:
+    out = tmp_path / "references.json"
+    out.write_text(content)
+    for kind in ("jsonl", "csv", "text", "fhir"):
+        code, _, err = run(
+            "caption", write_dicom(tmp_path / "a.dcm"), "--checkpoint", tiny_run, "--format", kind, "--out", out
+        )
+        assert code == 2
+        assert "choose another --out" in err
+        assert out.read_text() == content
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_failures_are_tried_again(tiny_run: Path, tmp_path: Path, kind: str) -> None:
+    good, bad, out = write_dicom(tmp_path / "a.dcm"), tmp_path / "b.dcm", tmp_path / "out"
+    bad.write_bytes(good.read_bytes()[:-900])
+    words = ["caption", good, bad, "--checkpoint", tiny_run, "--format", kind, "--out", out]
+    assert run(*words)[0] == 3
+    assert run(*words)[0] == 3
+    assert out.read_text().count("truncated") == 1
+    bad.write_bytes(good.read_bytes())
+    assert run(*words)[0] == 0
+    assert "truncated" not in out.read_text()
+    assert out.read_text().count("b.dcm") == 1
+
+
+def test_hostile_inputs_are_one_line_each(tiny_run: Path, tmp_path: Path) -> None:
+    good = write_dicom(tmp_path / "in" / "good.dcm")
+    (tmp_path / "junk.zip").write_bytes(b"PK\x03\x04junk")
+    many = dcmread(good)
+    many.NumberOfFrames = 40_000_000
+    many.save_as(tmp_path / "many.dcm")
+    os.mkfifo(tmp_path / "in" / "pipe")
+    (tmp_path / "in" / os.fsdecode(b"latin\xe9.dcm")).write_bytes(good.read_bytes())
+    with zipfile.ZipFile(tmp_path / "in" / "study.zip", "w") as archive:
+        archive.write(good, "a.dcm")
+    words = [tmp_path / "junk.zip", tmp_path / "many.dcm", tmp_path / "in"]
+    for kind in ("csv", "jsonl", "text"):
+        out = tmp_path / f"out.{kind}"
+        flags = ["--frame", "all", "--format", kind, "--out", out, "--id", "hash" if kind == "csv" else "path"]
+        code, _, err = run("caption", *words, "--checkpoint", tiny_run, *flags)
+        assert code == 3, err
+        assert "begins as a zip archive and is none" in err
+        assert kind == "csv" or "many.dcm#0: truncated" in err
+        assert "1 x zip archive in a folder: name it" in err
+        assert kind == "csv" or "latin\\xe9.dcm" in out.read_text(encoding="utf-8")
+
+
+def test_nothing_to_caption_is_said(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    code, _, err = run("caption", tmp_path / "empty", "--checkpoint", tiny_run)
+    assert code == 3
+    assert "nothing to caption" in err
+    for wrong in ("", str(tmp_path / ("a" * 5000))):
+        assert run("caption", wrong, "--checkpoint", tiny_run)[0] == 2
+    assert run("caption", tmp_path / "empty", "--checkpoint", tiny_run, "--beam", "0")[0] == 2
+    assert run("caption", tmp_path / "empty", "--checkpoint", tiny_run, "--json", "--format", "csv")[0] == 2

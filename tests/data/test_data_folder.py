@@ -154,3 +154,12 @@ def test_a_missing_folder_and_text_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_bytes(b"file,caption\na,caf\xe9\n")
     with pytest.raises(UsageError, match="not UTF-8"):
         open_folder(tmp_path)
+
+
+def test_a_broken_table_of_a_split_is_no_missing_split(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "train_captions.csv").write_text("file,caption\na.png,a mass\n")
+    assert len(open_folder(tmp_path, "train")) == 1
+    (tmp_path / "valid_captions.csv").write_text("file,words\na.png,a mass\n")
+    with pytest.raises(UsageError, match=r"valid_captions\.csv is named as the captions of a split"):
+        open_folder(tmp_path, "train")

@@ -133,3 +133,9 @@ def test_objects_with_pixels_that_are_no_picture_are_reported(make_dicom, name):
     uid = next(uid for uid, entry in UID_dictionary.items() if entry[0] == name)
     with pytest.raises(UnreadableImage, match=f"^not an image: {name}$"):
         header(make_dicom(GREY, SOPClassUID=uid))
+
+
+def test_frames_that_cannot_be_in_the_file_are_refused(make_dicom):
+    with pytest.raises(UnreadableImage, match="40,000,000 frames cannot be in"):
+        header(make_dicom(GREY, NumberOfFrames=40_000_000))
+    assert header(make_dicom(np.stack([GREY] * 3), NumberOfFrames=3)).frames == 3
