@@ -9,6 +9,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+FIND_TEMPLATE = (
+    "import grrcoca_cli.evaluation.report as r, pathlib; "
+    "print(pathlib.Path(r.__file__).with_name('report.html.j2').is_file())"
+)
+
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -37,6 +42,7 @@ def test_the_wheel_works_outside_the_tree(installed: Path, tmp_path: Path) -> No
 
     where = run("python", "-c", "import grrcoca_cli, medical; print(grrcoca_cli.__file__, medical.__file__)")
     assert str(ROOT / "grrcoca_cli") not in where
+    assert "True" in run("python", "-c", FIND_TEMPLATE)
     assert {line.split()[0] for line in run("grrcoca", "ls", "recipes").splitlines()} == {
         path.stem for path in (ROOT / "recipes").glob("*.toml")
     }

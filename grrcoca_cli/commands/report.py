@@ -49,6 +49,7 @@ def make_report(
             scores={RANKING: rank, **{k: v for k, v in result.per_image[image].items() if k in ("rouge_l", "cider_d")}},
             conflicts=result.clinical.per_image[image],
             other=None if other is None else other.get(image, ""),
+            logprob=subject.model.logprobs.get(image) if subject.model else None,
         )
         for image, rank in zip(result.ids, ranks, strict=True)
     ]

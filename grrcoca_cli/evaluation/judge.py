@@ -26,6 +26,9 @@ from grrcoca_cli.evaluation.tokenize import tokenizer
 FROM_CAPTIONS = "modality"
 """The one grouping that needs no column: it is read out of the references."""
 
+LOWER_IS_BETTER = frozenset(["ece", "image_to_text_median_rank", "text_to_image_median_rank"])
+"""Of the numbers without a measure, which would say so itself."""
+
 UNADJUSTED = "p values are not adjusted for the number of metrics: decide beforehand which one counts"
 
 
@@ -173,7 +176,7 @@ def judge(
             floor.get(name),
             other_values.get(name),
             differences.get(name),
-            higher.get(name, True),
+            higher.get(name, name not in LOWER_IS_BETTER),
         )
         for name in dict.fromkeys([*names, *values])
     }

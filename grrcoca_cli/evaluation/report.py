@@ -10,14 +10,15 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
-from grrcoca_cli.evaluation.judge import Evaluation, Result
+from grrcoca_cli.evaluation.judge import Evaluation
+from grrcoca_cli.evaluation.report_plots import Histogram, difference_plot, histogram, interval_plot
+from grrcoca_cli.evaluation.report_text import DIVERSITY, Row, clear_of_floor, compared, detail, in_short, verdict
 from grrcoca_cli.evaluation.statistics import MIN_RANKED
 
 RANKING = "bleu4_smoothed"
 """What images are ranked by: it tells captions apart that share no 4-gram with a reference."""
 
-_BARS = 24
-_WORD = re.compile(r"\w+(?:[.,-]\w+)*")
+_WORD = re.compile(r"\w+(?:[.,/-]\w+)*")
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,11 @@ class ReportImage:
         id: As the caller named it.
         caption: The caption that was scored.
         references: What it was scored against.
-        scores: By metric; `RANKING` decides the order.
+        scores: By metric; `RANKING` decides the order, ``rouge_l`` where it is absent.
         conflicts: Kinds of clinical proxies in conflict.
         other: The caption it was compared with, or None.
+        group: Value of the grouping column, or None.
+        logprob: Mean log-probability of the caption's tokens in nats, or None.
     """
 
     id: str
@@ -39,30 +42,20 @@ class ReportImage:
     scores: Mapping[str, float]
     conflicts: tuple[str, ...] = ()
     other: str | None = None
+    group: str | None = None
+    logprob: float | None = None
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line of the metrics table: places are shares of the plot's width, None where there is nothing to draw."""
+class Card:
+    """What the page shows of an image: texts as markup in which agreeing words are marked; ``rank`` 1 is the best."""
 
-    label: str
-    result: Result
-    headline: bool
-    at: float | None = None
-    low: float | None = None
-    high: float | None = None
-    floor: float | None = None
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Counts between equal steps from ``low`` to ``high``; heights are shares of the fullest."""
-
-    label: str
-    low: float
-    high: float
-    heights: tuple[float, ...]
-    counts: tuple[int, ...]
+    image: ReportImage
+    rank: int
+    picture: str
+    caption: Markup
+    references: tuple[Markup, ...]
+    other: Markup | None
 
 
 def render_report(
@@ -89,14 +82,11 @@ def render_report(
         settings: How it was evaluated, for the foot of the page.
         thumbnail: A small PNG or JPEG of an image by its id, asked only for those that are shown.
         compared_with: Name of the other captions.
-        shown: Count of the worst, the best and some random images.
+        shown: Most images to show of each of the worst, the best and random others.
         seed: Draws the random ones.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    ranked = sorted(images, key=lambda image: (image.scores.get(RANKING, 0.0), image.id))
-    rest = random.Random(seed).sample(ranked, min(shown, len(ranked)))
-    groups = [("Worst", ranked[:shown]), ("Best", ranked[::-1][:shown]), ("Random", rest)]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -104,72 +94,86 @@ def render_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "signed": _signed, "data_url": _data_url}
-    return environment.get_template("report.html.j2").render(
+    environment.filters |= {"number": _number, "signed": _signed, "tick": _tick, "clear_of_floor": clear_of_floor}
+    rows = _rows(evaluation, labels, headlines)
+    page = environment.get_template("report.html.j2").render(
         evaluation=evaluation,
-        rows=_rows(evaluation, labels, headlines),
+        rows=rows,
+        in_short=in_short(rows, evaluation),
+        compared=compared(rows),
         histograms=_histograms(images, labels),
-        sections=[(name, [_card(image, thumbnail(image.id)) for image in chosen]) for name, chosen in groups],
+        sections=_sections(images, thumbnail, shown, seed),
         group_metrics=[name for name in headlines if evaluation.groups and name in evaluation.groups[0].values],
+        group_by=settings.get("eval.group_by", ""),
         ranked_from=MIN_RANKED,
+        diversity={DIVERSITY.get(name, name): value for name, value in evaluation.diversity.items()},
         labels=labels,
         what=what,
         settings=settings,
         compared_with=compared_with,
     )
+    return page.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair in a caption cannot be written
 
 
 def _rows(evaluation: Evaluation, labels: Mapping[str, str], headlines: Sequence[str]) -> list[Row]:
     return [
-        _placed(labels.get(name, name), result, name in headlines)
+        Row(
+            name=name,
+            label=labels.get(name, name),
+            result=result,
+            headline=name in headlines,
+            proxy=name.removesuffix("_conflict") in evaluation.clinical.kinds,
+            detail=detail(name, result, evaluation),
+            plot=interval_plot(result),
+            change=difference_plot(result),
+            verdict=verdict(result),
+        )
         for name, result in evaluation.results.items()
-        if name in headlines or not name.endswith("_conflict")
     ]
 
 
-def _placed(label: str, result: Result, headline: bool) -> Row:
-    """Where value, interval and floor stand on a line that just holds them."""
-    low_end, high_end = (result.interval.low, result.interval.high) if result.interval else (None, None)
-    marks = [value for value in (result.value, low_end, high_end, result.floor) if value is not None]
-    if result.value is None or len(marks) < 2 or min(marks) == max(marks):
-        return Row(label, result, headline)
-    low, span = min(marks), max(marks) - min(marks)
-
-    def place(value: float | None) -> float | None:
-        return None if value is None else 4 + 92 * (value - low) / span
-
-    places = (place(result.value), place(low_end), place(high_end), place(result.floor))
-    return Row(label, result, headline, *places)
-
-
 def _histograms(images: Sequence[ReportImage], labels: Mapping[str, str]) -> list[Histogram]:
-    columns: dict[str, list[float]] = {
+    scores = {
         labels.get(name, name): [image.scores[name] for image in images if name in image.scores]
         for name in ("cider_d", "rouge_l", RANKING)
     }
-    columns["words in a caption"] = [float(len(image.caption.split())) for image in images]
-    return [_histogram(label, values) for label, values in columns.items() if values]
+    lengths = [float(len(image.caption.split())) for image in images]
+    charts = [histogram(label, values) for label, values in scores.items() if values]
+    return [*charts, histogram("words in a caption", lengths, whole=True)] if lengths else charts
 
 
-def _histogram(label: str, values: Sequence[float]) -> Histogram:
-    low, high = min(values), max(values)
-    step = (high - low) / _BARS or 1.0
-    counts = [0] * _BARS
-    for value in values:
-        counts[min(int((value - low) / step), _BARS - 1)] += 1
-    return Histogram(label, low, high, tuple(count / max(counts) for count in counts), tuple(counts))
+def _sections(
+    images: Sequence[ReportImage], thumbnail: Callable[[str], bytes | None], shown: int, seed: int
+) -> list[tuple[str, str, list[Card]]]:
+    """Title, explanation and cards of the worst, the best and random others: no image twice, few images all."""
+    ranked = sorted(images, key=lambda image: (-image.scores.get(RANKING, image.scores.get("rouge_l", 0.0)), image.id))
+    rank = {image.id: place for place, image in enumerate(ranked, start=1)}
+    count = min(shown, math.ceil(len(ranked) / 3))
+    worst = ranked[::-1][:count]
+    best = ranked[: min(count, len(ranked) - count)]
+    others = ranked[len(best) : len(ranked) - len(worst)]
+    drawn = random.Random(seed).sample(others, min(shown, len(others)))
+    return [
+        (title, text, [_card(image, rank[image.id], thumbnail(image.id)) for image in chosen])
+        for title, text, chosen in (
+            ("Worst", "the lowest score first", worst),
+            ("Best", "the highest score first", best),
+            ("Random", f"drawn from the {len(others)} others" if len(others) > len(drawn) else "all others", drawn),
+        )
+        if chosen
+    ]
 
 
-def _card(image: ReportImage, picture: bytes | None) -> dict[str, object]:
-    """What the page shows of an image, agreeing words marked."""
+def _card(image: ReportImage, rank: int, picture: bytes | None) -> Card:
     said, wanted = _words(image.caption), {word for reference in image.references for word in _words(reference)}
-    return {
-        "image": image,
-        "picture": picture,
-        "caption": _marked(image.caption, wanted),
-        "references": [_marked(reference, said) for reference in image.references],
-        "other": None if image.other is None else _marked(image.other, wanted),
-    }
+    return Card(
+        image=image,
+        rank=rank,
+        picture="" if picture is None else _data_url(picture),
+        caption=_marked(image.caption, wanted),
+        references=tuple(_marked(reference, said) for reference in image.references),
+        other=None if image.other is None else _marked(image.other, wanted),
+    )
 
 
 def _words(text: str) -> set[str]:
@@ -191,11 +195,16 @@ def _number(value: float | None) -> str:
     """A number for people; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:.4g}" if abs(value) >= 100 else f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
+    text = f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}" if abs(value) < 10_000 else f"{value:.4g}"
+    return text.replace("-", "−")
 
 
 def _signed(value: float | None) -> str:
     return _number(value) if value is None or value <= 0 else f"+{_number(value)}"
+
+
+def _tick(value: float) -> str:
+    return f"{value:g}".replace("-", "−")
 
 
 def _data_url(picture: bytes) -> str:
