@@ -10,15 +10,18 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from queue import LifoQueue
+from queue import Queue
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from grrcoca_cli.errors import UnreadableImage
-from medical.guard_process import Limits, Process
+from medical.guard_process import Process
+from medical.guard_worker import Limits
 from medical.image import RadiologyImage, read_image
 
 if TYPE_CHECKING:
     from grrcoca_cli.data.base import ImageReader, ImageSource, Pixels
+
+__all__ = ["DEFAULT_LIMITS", "GuardedReader", "Limits", "guarded_map", "read_images"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -55,8 +58,8 @@ def guarded_map(
         TypeError: A worker cannot import the function.
     """
     team = [Process(function, limits) for _ in range(workers)]
-    idle: LifoQueue[Process] = LifoQueue()  # last in, first out: a slow consumer needs one process, not all
-    for process in team:
+    idle: Queue[Process] = Queue()
+    for process in team * 2:  # twice: while one item is worked on, the next is on its way
         idle.put(process)
 
     def work(item: T) -> object:
@@ -66,7 +69,7 @@ def guarded_map(
         finally:
             idle.put(process)
 
-    pool = ThreadPoolExecutor(workers, "guard")
+    pool = ThreadPoolExecutor(2 * workers, "guard")
     waiting: deque[Future[object]] = deque()
     try:
         for item in items:

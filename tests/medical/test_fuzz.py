@@ -15,8 +15,7 @@ import pytest
 
 from grrcoca_cli.errors import UnreadableImage
 from medical.dicom import HEAD_BYTES, is_dicom
-from medical.guard import guarded_map
-from medical.guard_process import Limits
+from medical.guard import Limits, guarded_map
 from medical.image import RadiologyImage, read_image
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "dicom"

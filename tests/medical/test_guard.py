@@ -22,8 +22,9 @@ import pytest
 from PIL import Image
 
 from grrcoca_cli.errors import NotAnImage, OutOfResources, UnreadableImage, UsageError
-from medical.guard import GuardedReader, guarded_map, read_images
-from medical.guard_process import Limits, Process, _AllowList
+from medical.guard import GuardedReader, Limits, guarded_map, read_images
+from medical.guard_channel import load_allowed
+from medical.guard_process import Process
 from medical.image import RadiologyImage, read_image, read_pixels
 
 REAL = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -71,7 +72,7 @@ def test_each_way_to_die_is_one_named_failure() -> None:
 
 
 def test_time_is_the_items_own_and_not_that_in_line() -> None:
-    answers = list(guarded_map(exec, ["import time; time.sleep(0.6)"] * 4, workers=1, limits=QUICK))
+    answers = list(guarded_map(exec, ["import time; time.sleep(0.4)"] * 4, workers=1, limits=QUICK))
     assert failures(answers) == [""] * 4
 
 
@@ -187,8 +188,8 @@ def test_an_answer_runs_nothing_here(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        ("medical.guard_process", "os.system"),  # by way of a module that has it
-        ("medical.guard_process", "subprocess"),
+        ("medical.guard_worker", "os.system"),  # by way of a module that has it
+        ("medical.guard_process", "subprocess.Popen"),
         ("medical.guard", "GuardedReader"),
         ("medical.guard", "read_images"),
         ("grrcoca_cli.data.batches", "os._exit"),
@@ -200,7 +201,7 @@ def test_an_answer_runs_nothing_here(tmp_path: Path) -> None:
 def test_only_records_of_ours_are_built(module: str, name: str) -> None:
     pickled = b"\x80\x04" + b"".join(b"\x8c%c%s" % (len(word), word.encode()) for word in (module, name)) + b"\x93."
     with pytest.raises(pickle.UnpicklingError):
-        _AllowList.load_from([memoryview(pickled)])
+        load_allowed([memoryview(pickled)])
 
 
 def test_workers_are_silent_and_heed_no_signal_to_the_job(capfd: pytest.CaptureFixture[str]) -> None:
@@ -334,8 +335,16 @@ HELD = """
 """
 
 
-@pytest.mark.parametrize("state", ["idle", "busy", "in native code"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("state", "number"),
+    [
+        ("idle", signal.SIGKILL),
+        ("busy", signal.SIGKILL),
+        ("in native code", signal.SIGKILL),
+        ("idle", signal.SIGINT),
+        ("busy", signal.SIGINT),
+    ],
+)
 def test_workers_end_with_their_parent(state: str, number: signal.Signals, tmp_path: Path) -> None:
     if state != "idle" and number == signal.SIGKILL and sys.platform != "linux":
         pytest.skip("only Linux tells a busy worker at once; elsewhere its time limit ends it")
@@ -402,6 +411,26 @@ def test_a_reader_has_one_process_and_starts_it_anew() -> None:
     assert third not in (pid, other)
     with ThreadPoolExecutor(8) as threads:
         assert set(threads.map(read, [PID] * 24)) == {third}
+
+
+def test_an_interrupted_reader_gives_no_old_answer() -> None:
+    class AlarmError(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise AlarmError
+
+    read = cast("Callable[[str], object]", GuardedReader(eval))  # type: ignore[arg-type]
+    assert read("1") == 1
+    former = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(AlarmError):
+            read("__import__('time').sleep(0.5) or 'old'")
+        assert read("'new'") == "new"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
 
 
 def test_a_readers_process_ends_with_it() -> None:
