@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 from grrcoca_cli.errors import UnreadableImage
 
+MAX_PRECISION = 16
+"""Bits of a JPEG sample; GDCM aborts the interpreter on more."""
+
 MAX_TILES = 2**14
 """OpenJPEG holds some 6 kB of parameters for each tile of a JPEG 2000 image, used or not."""
 
@@ -66,6 +69,8 @@ def jpeg_size(frame: bytes) -> FrameSize | None:
         elif marker in _LENGTHLESS:
             at += 2
         elif marker in _FRAME_HEADERS:
+            if frame[at + 4] > MAX_PRECISION:
+                return None
             return FrameSize(*struct.unpack_from(">HHB", frame, at + 5))
         else:
             at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")

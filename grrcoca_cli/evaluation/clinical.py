@@ -28,7 +28,7 @@ _WORD = re.compile(r"\d+[.,]\d+|[^\W_]+|[.,;:()\[\]?!]")
 _CLAUSE_END = frozenset(".;?!")
 _MILLIMETRES = {"mm": 1.0, "millimeter": 1.0, "millimetre": 1.0, "cm": 10.0, "centimeter": 10.0, "centimetre": 10.0}
 _SIZE = re.compile(
-    r"(?<![\w.])(\d+(?:[.,]\d+)?(?:\s?(?:mm|cm)?\s?(?:x|×|by|\*)\s?\d+(?:[.,]\d+)?)*)\s?-?"
+    r"(?<![\w.])(\d+(?:[.,]\d+)?(?:\s?(?:mm|cm)?\s?(?:x|×|by|\*)\s?\d+(?:[.,]\d+)?){0,3})\s?-?"
     r"(mm|cm|millimet(?:er|re)|centimet(?:er|re))s?\b"
 )
 _LEVEL = re.compile(r"\b([ctls])\s?(\d{1,2})(?:\s?[-–/]\s?([ctls])?(\d{1,2}))?\b")
@@ -222,8 +222,8 @@ def _neighbours(words: Sequence[str], place: int) -> list[str]:
             behind.append(word)
     if behind:
         return behind
-    before = [word for word in reversed(words[:place]) if word not in _stop_words() and word not in ".,;:()[]?!"]
-    return before[:2]
+    near = reversed(words[max(0, place - 12) : place])
+    return [word for word in near if word not in _stop_words() and word not in ".,;:()[]?!"][:2]
 
 
 def _findings(words: Sequence[str]) -> frozenset[Mention]:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import guard
 import pictures
 import scoring
 import torch
@@ -124,7 +125,7 @@ def main() -> None:
     """Run all, print a table, write bench.json."""
     with tempfile.TemporaryDirectory() as folder:
         rows = [*quick_answers(), caption_start_to_end(Path(folder)), training_step(), *decoding()]
-    rows += [*scoring.rows(), *pictures.rows()]
+    rows += [*scoring.rows(), *pictures.rows(), *guard.rows()]
     machine = (
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
     )

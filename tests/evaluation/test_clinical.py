@@ -142,3 +142,8 @@ def test_only_what_could_conflict_is_compared() -> None:
     assert (kinds["negation"].comparable, kinds["negation"].conflicts) == (1, 1)
     assert kinds["numbers"].comparable == 0
     assert (kinds["negation"].said, kinds["negation"].wanted, kinds["negation"].supported) == (2, 2, 0)
+
+
+def test_very_long_captions_take_no_time() -> None:
+    for piece in ("left ", "no mass, ", "3 x ", "l4-", "no "):
+        mentions(piece * 40_000)  # a quadratic rule takes minutes here and runs into the time limit
