@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from grrcoca_cli.errors import UnreadableImage
-from medical.dicom import NOT_PICTURES, is_dicom, modality, parse_header, sop_class_name
+from medical.dicom import NOT_PICTURES, is_dicom, parse_header, sop_class_name
 from medical.elements import integer, numbers, texts, value
-from medical.image import read_head
+from medical.image import named_refusals, read_head
 from medical.sources import ImageInput, load
 
 _TOLERANCE = 0.005
@@ -32,7 +32,6 @@ class Header:
         rows: Height in pixels.
         columns: Width in pixels.
         frames: Count of frames.
-        modality: As in `medical.Description`.
         localizer: Whether it is a scout of a scan.
     """
 
@@ -43,7 +42,6 @@ class Header:
     rows: int = 0
     columns: int = 0
     frames: int = 1
-    modality: str = ""
     localizer: bool = False
 
 
@@ -84,8 +82,6 @@ def read_header(request: tuple[ImageInput, bytes]) -> Header:
 
 
 def _dicom_header(source: Path | bytes, salt: bytes) -> Header:
-    from medical.image import named_refusals
-
     with named_refusals():
         dataset = parse_header(source)
         name = sop_class_name(dataset)
@@ -101,7 +97,6 @@ def _dicom_header(source: Path | bytes, salt: bytes) -> Header:
             rows=integer(dataset, "Rows") or 0,
             columns=integer(dataset, "Columns") or 0,
             frames=max(integer(dataset, "NumberOfFrames") or 1, 1),
-            modality=modality(dataset),
             localizer="LOCALIZER" in (text.upper() for text in texts(dataset, "ImageType")),
         )
 

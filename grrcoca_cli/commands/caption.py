@@ -332,9 +332,7 @@ def _described(
 
 
 @contextmanager
-def _writer(
-    options: Options, model: dict[str, str], *, header: bool
-) -> Iterator[Callable[[Task, dict[str, Any]], None]]:
+def _writer(options: Options, model: dict[str, str], *, header: bool) -> Iterator[Write]:
     """What takes the finished rows: a stream of lines, or a folder of structured reports."""
     if options.format == "sr":
         assert options.out is not None

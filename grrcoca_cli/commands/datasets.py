@@ -3,10 +3,10 @@
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from grrcoca_cli import __version__
+from grrcoca_cli.commands.doctor import installed_version
 from grrcoca_cli.config import DataConfig
 from grrcoca_cli.console import say
 from grrcoca_cli.data.base import Augmentation, CaptionDataset, ImageReader
@@ -117,16 +117,9 @@ def image_reader(data: DataConfig, size: int) -> ImageReader:
     read = read_picture if data.dataset == "shards" else dicom_reader(data.window)
     if not data.cache:
         return read
-    versions = "|".join(f"{name} {_version(name)}" for name in _DECODERS)
+    versions = "|".join(f"{name} {installed_version(name) or 'absent'}" for name in _DECODERS)
     contract = f"{data.dataset == 'shards'}|{data.window}|{__version__}|{versions}"
     return CachedReader(read, Path(data.cache), size, data.fit, contract, int(data.cache_gb * 1e9))
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
 
 
 def dicom_reader(window: str) -> ImageReader:

@@ -48,13 +48,13 @@ def demo(out: Path, device: str, *, as_json: bool) -> ExitCode:
     captioner = Captioner.load(checkpoint, device)
     recipe = build_recipe(read_recipe("demo_finetune"), "demo_finetune")
     dataset = open_split(DataConfig(dataset="folder", path=str(studies)), "test")
-    subject = caption_and_measure(captioner, dataset, recipe, "test")
+    samples = [dataset[index] for index in range(len(dataset))]
+    subject = caption_and_measure(captioner, dataset, samples, recipe, "test")
     predictions = subject.predictions
     result = judge_subject(subject, recipe.eval)
     captioner.read = _blank
-    blind = caption_and_measure(captioner, dataset, recipe, "test").predictions
+    blind = caption_and_measure(captioner, dataset, samples, recipe, "test").predictions
 
-    samples = [dataset[index] for index in range(len(dataset))]
     references = {sample.key: sample.captions[0] for sample in samples}
     shares = attribute_accuracy(predictions, references)
     blind_shares = attribute_accuracy(blind, references)

@@ -25,8 +25,8 @@ OPTIONAL = {"imagecodecs": "dicom-extra", "pyarrow": "parquet"}
 
 def doctor(*, as_json: bool) -> ExitCode:
     """Print versions, device and decodable transfer syntaxes; exit 2 where a needed package is missing."""
-    packages = {name: _version(name) for name in PACKAGES}
-    extras = {name: _version(name) for name in OPTIONAL}
+    packages = {name: installed_version(name) for name in PACKAGES}
+    extras = {name: installed_version(name) for name in OPTIONAL}
     report: dict[str, object] = {
         "python": sys.version.split()[0],
         "packages": packages,
@@ -51,7 +51,8 @@ def doctor(*, as_json: bool) -> ExitCode:
     return ExitCode.OK if all(packages.values()) else ExitCode.USAGE
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """The version of an installed package; empty where it is absent."""
     try:
         return version(package)
     except PackageNotFoundError:

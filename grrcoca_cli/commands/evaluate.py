@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grrcoca_cli.commands.results import as_json, per_image_rows, show_tables, write_rows
+from grrcoca_cli.commands.results import as_json, kind_of_rows, per_image_rows, show_tables, write_rows
 from grrcoca_cli.config import EvalConfig, Recipe, apply_settings, build_recipe
 from grrcoca_cli.console import say
 from grrcoca_cli.errors import ExitCode, UnreadableImage, UsageError
@@ -22,7 +22,7 @@ from grrcoca_cli.training.checkpoint import find_checkpoint, read_config
 
 if TYPE_CHECKING:
     from grrcoca_cli.captioner import Captioner
-    from grrcoca_cli.data.base import CaptionDataset
+    from grrcoca_cli.data.base import CaptionDataset, Sample
 
 _NOT_SHOWN = ("limit", "save_idf")
 SHOWN = 10
@@ -134,8 +134,8 @@ def _shown_settings(recipe: Recipe, *, of_files: bool) -> dict[str, object]:
 
 def _check_outputs(options: Options, config: EvalConfig) -> None:
     """Refuse what cannot be written or computed before hours are spent on it."""
-    if options.out and options.out.suffix.lower() not in (".csv", ".jsonl"):
-        raise UsageError(f"{options.out}: name it .csv or .jsonl")
+    if options.out:
+        kind_of_rows(options.out)
     for path in (options.out, options.report, Path(config.save_idf) if config.save_idf else None):
         if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
             raise UsageError(f"{path} cannot be written: its folder is not there or not writable, or it is a folder")
@@ -251,14 +251,23 @@ def _plan_of_checkpoint(options: Options) -> Plan:
 
         captioner = Captioner.load(folder, options.device)
         say(f"evaluating {folder} on {len(dataset)} samples of {options.data}, {options.split}")
-        return caption_and_measure(captioner, dataset, recipe, options.split)
+        return caption_and_measure(captioner, dataset, samples, recipe, options.split)
 
     references = {sample.key: list(sample.captions) for sample in samples}
     return Plan(recipe, references, {sample.key: sample.fields for sample in samples}, run)
 
 
-def caption_and_measure(captioner: Captioner, dataset: CaptionDataset, recipe: Recipe, split: str) -> Subject:
+def caption_and_measure(
+    captioner: Captioner, dataset: CaptionDataset, samples: Sequence[Sample], recipe: Recipe, split: str
+) -> Subject:
     """Losses and captions of every sample, each picture read and encoded once.
+
+    Args:
+        captioner: The model.
+        dataset: The pictures.
+        samples: What `CaptionDataset.peek` says of each of them.
+        recipe: How to measure and decode.
+        split: Its name.
 
     Raises:
         UnreadableImage: No picture can be read.
@@ -269,7 +278,6 @@ def caption_and_measure(captioner: Captioner, dataset: CaptionDataset, recipe: R
     if not found.captions:
         kinds = ", ".join(f"{count} {kind}" for kind, count in found.measurements.skipped.most_common())
         raise UnreadableImage("unreadable", f"none of the pictures of this split can be read ({kinds})")
-    samples = [dataset.peek(index) for index in range(len(dataset))]
     split_words = tokenizer(recipe.eval.tokenizer)
     wordless = {sample.key for sample in samples if not any(map(split_words, sample.captions))}
     return Subject(

@@ -103,24 +103,32 @@ def per_image_rows(
     ]
 
 
+def kind_of_rows(path: Path) -> str:
+    """The extension that says how `write_rows` writes: ``.csv`` or ``.jsonl``.
+
+    Raises:
+        UsageError: Another one.
+    """
+    if (kind := path.suffix.lower()) not in (".csv", ".jsonl"):
+        raise UsageError(f"{path}: name it .csv or .jsonl")
+    return kind
+
+
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows as JSON Lines or CSV, by the file's extension; in CSV lists are joined by `` | ``.
 
     Raises:
         UsageError: Another extension.
     """
-    kind = path.suffix.lower()
-    if kind == ".jsonl":
+    if kind_of_rows(path) == ".jsonl":
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    elif kind == ".csv":
+    else:
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         columns = list(dict.fromkeys(key for row in rows for key in row))
         writer.writerow(columns)
         writer.writerows([_cell(row.get(column, "")) for column in columns] for row in rows)
         text = stream.getvalue()
-    else:
-        raise UsageError(f"{path}: name it .csv or .jsonl")
     write_atomically(path, text)
 
 

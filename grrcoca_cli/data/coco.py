@@ -30,7 +30,7 @@ _KARPATHY_SPLITS = {"restval": "train"}  # what of COCO's validation set Karpath
 _NO_SPLITS = ("", "all", "train")
 
 Row = tuple[str, list[str]]
-"""A picture's file name, perhaps with its folder, and its captions."""
+"""A picture's file name, which is unique over all folders, and its captions."""
 
 
 def open_coco(root: Path, split: str) -> ListDataset:
@@ -88,8 +88,10 @@ def _karpathy(path: Path, split: str) -> Iterator[Row]:
         raise NoSuchSplit(f"{path} has no split {split!r}: it has {', '.join(sorted(splits)) or 'none'}")
     for image in images:
         if split == "all" or _split_of(image) == wanted:
-            name = os.path.join(str(image.get("filepath", "")), str(image.get("filename", "")))  # noqa: PTH118
-            yield name, [str(sentence.get("raw", "")) for sentence in image.get("sentences", [])]
+            yield (
+                str(image.get("filename", "")),
+                [str(sentence.get("raw", "")) for sentence in image.get("sentences", [])],
+            )
 
 
 def _split_of(image: dict[str, Any]) -> str:

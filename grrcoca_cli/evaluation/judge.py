@@ -301,14 +301,13 @@ def _other(
     """Measures and values of another system's captions of the same images."""
     if unknown := other.keys() - references.keys():
         raise UsageError(f"the captions compared with have {len(unknown)} unknown ids, {min(unknown)!r} among them")
-    known = {image: other[image] for image in ids if image in other}
-    absent = set(ids) - known.keys()
+    absent = set(ids) - other.keys()
     if absent and missing != "zero":
         raise UsageError(
             f"the captions compared with lack {len(absent)} of {len(ids)} images, {min(absent)!r} among them: a paired "
             "comparison needs the same images"
         )
-    filled = {image: known.get(image, "") for image in ids}
+    filled = {image: other.get(image, "") for image in ids}
     scores = score(filled, references, missing="skip", tokenizer=settings.tokenizer, idf=idf)
     clinical = clinical_proxies(filled, {image: references[image] for image in ids})
     measures = [*scores.measures, *clinical.measures]
