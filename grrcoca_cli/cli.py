@@ -48,7 +48,9 @@ def _command(function: Callable[P, ExitCode | None]) -> Callable[P, None]:
         try:
             code = function(*args, **kwargs)
         except GrrcocaError as error:
-            say(f"error: {error}" if error.exit_code != ExitCode.STOPPED_AND_SAVED else str(error))
+            known_to_one = error.exit_code == ExitCode.OUT_OF_RESOURCES  # all other errors meet every process alike
+            text = str(error) if error.exit_code == ExitCode.STOPPED_AND_SAVED else f"error: {error}"
+            say(text, every_rank=known_to_one)
             code = error.exit_code
         except KeyboardInterrupt:
             say("interrupted")

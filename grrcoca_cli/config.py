@@ -76,6 +76,8 @@ class ModelConfig(Section):
         qk_norm: Normalise queries and keys per head (Dehghani et al., 2023).
         generative_pooler: Where the captioner looks. ``cascade``: the contrastive pooler reads the generative one;
             ``parallel``: both read the encoder; ``none``: the captioner reads the encoder itself.
+        contrastive_loss: ``infonce``, or ``sigmoid`` (SigLIP: Zhai et al., 2023), which learns a bias as well.
+            Evaluation reports InfoNCE for both, since the two are not comparable.
         vocab_size: Wanted size of a trained tokenizer; a checkpoint holds the real one.
         context_length: Most text tokens a caption may have, begin and end token included.
         patch_dropout: Share of patches left out in training (Li et al., 2023), 0 to below 1.
@@ -102,6 +104,7 @@ class ModelConfig(Section):
     embed_dim: int = Field(ge=1)
     pooler_queries: int = Field(ge=1)
     generative_pooler: Literal["cascade", "parallel", "none"] = "cascade"
+    contrastive_loss: Literal["infonce", "sigmoid"] = "infonce"
     geglu: Literal["matched", "wide"] = "matched"
     rope: Literal["raster", "axial"] = "raster"
     qk_norm: bool = False
@@ -204,14 +207,20 @@ class TrainingConfig(Section):
     Attributes:
         steps: Optimiser steps.
         batch_size: Samples a step over all devices and all accumulated micro-batches.
-        accumulation: Micro-batches a step. The contrastive loss sees only its own micro-batch, so accumulating is
-            not a larger contrastive batch.
+        accumulation: Micro-batches a step; each is shared out over the devices.
+        contrastive_batch: Which pairs compete. ``global``: all of ``batch_size``, whatever the accumulation, by
+            encoding every micro-batch twice (GradCache: Gao et al., 2021); ``micro``: those of one micro-batch.
         learning_rate: Peak, reached after ``warmup_steps``; then a cosine down to ``final_learning_rate``.
         optimizer: ``adamw``, or ``muon`` for hidden matrices with AdamW for the rest.
         clip: Largest gradient norm; 0 switches clipping off.
         precision: ``auto`` is bf16 autocast on a GPU and float32 elsewhere.
         save_every, eval_every: Steps between checkpoints and between evaluations; 0 means at the end only.
         keep: Newest checkpoints kept.
+        keep_best: Keep the checkpoint of the best evaluation as well, in ``best``, by ``monitor``.
+        patience: Stop after this many evaluations in a row without a better ``monitor``; 0 never stops early.
+        monitor: The validation loss that ``keep_best`` and ``patience`` go by.
+        ema: Decay of a moving average of the weights, which evaluation and captions then use; 0 is off.
+        loggers: ``tensorboard`` and ``wandb``, beside ``metrics.jsonl``; their packages are extras.
         start: Hash of the weights that fine-tuning began with; filled in, so that a run goes on from no others.
         caption_weight, contrastive_weight: CoCa's loss weights; 0 switches a loss off.
     """
@@ -219,6 +228,7 @@ class TrainingConfig(Section):
     steps: int = Field(default=1000, ge=1)
     batch_size: int = Field(default=64, ge=2)
     accumulation: int = Field(default=1, ge=1)
+    contrastive_batch: Literal["global", "micro"] = "global"
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(default=5e-4, gt=0)
     final_learning_rate: float = Field(default=0.0, ge=0)
@@ -233,6 +243,11 @@ class TrainingConfig(Section):
     save_every: int = Field(default=0, ge=0)
     eval_every: int = Field(default=0, ge=0)
     keep: int = Field(default=2, ge=1)
+    keep_best: bool = False
+    patience: int = Field(default=0, ge=0)
+    monitor: Literal["contrastive_loss", "caption_loss", "coca_loss"] = "coca_loss"
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     start: str = ""
     seed: int = Field(default=0, ge=0)
 
@@ -244,7 +259,35 @@ class TrainingConfig(Section):
             )
         if self.caption_weight == 0 and self.contrastive_weight == 0:
             raise ValueError("caption_weight and contrastive_weight are both 0: nothing to learn")
+        if (self.patience or self.keep_best) and not self.eval_every:
+            raise ValueError("patience and keep_best need evaluations on the way: set eval_every")
         return self
+
+
+class FinetuneConfig(Section):
+    """What of a model that was trained before stays, or comes in.
+
+    Attributes:
+        freeze: ``image`` leaves the image encoder as it is.
+        image_weights: A ``.safetensors`` file of a timm or torchvision ViT for the image encoder to start from.
+        image_hash: Of that file; filled in, so that a run goes on from no other.
+    """
+
+    freeze: Literal["none", "image"] = "none"
+    image_weights: str = ""
+    image_hash: str = ""
+
+
+class DistributedConfig(Section):
+    """How several processes under torchrun share the work.
+
+    Attributes:
+        strategy: ``ddp`` keeps the whole model in each process; ``fsdp2`` keeps a share of every layer.
+        timeout: Seconds that one process waits for another before the run ends with the reason.
+    """
+
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    timeout: float = Field(default=1800.0, gt=0)
 
 
 class EvalConfig(Section):
@@ -319,6 +362,8 @@ class Recipe(Section):
     model: ModelConfig = Field(default_factory=lambda: ModelConfig.model_validate({}))
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    distributed: DistributedConfig = DistributedConfig()
     eval: EvalConfig = EvalConfig()
     generation: GenerationConfig = GenerationConfig()
 

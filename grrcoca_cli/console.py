@@ -1,12 +1,15 @@
 """What a person sees while a command works: lines on stderr, so that stdout holds results alone."""
 
+import os
 import sys
 import time
 
 
-def say(text: str) -> None:
-    """One line for a person."""
-    print(text, file=sys.stderr, flush=True)
+def say(text: str, *, every_rank: bool = False) -> None:
+    """One line for a person; of the processes under torchrun the first one speaks, or with ``every_rank`` each."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or every_rank:
+        print(text if rank == "0" else f"[process {rank}] {text}", file=sys.stderr, flush=True)
 
 
 def plain(name: str) -> str:
@@ -24,13 +27,15 @@ class ProgressLine:
     def __init__(self, interval: float = 20.0) -> None:
         self._terminal = sys.stderr.isatty()
         self._interval = 0.1 if self._terminal else interval
+        if os.environ.get("RANK", "0") != "0":
+            self._interval = float("inf")  # the first process shows it
         self._shown = -float("inf")
         self._open = False
 
     def show(self, text: str, *, last: bool = False) -> None:
         """Show ``text``, unless the last one is too fresh; the ``last`` is always shown, and its line ended."""
         now = time.monotonic()
-        if not last and now - self._shown < self._interval:
+        if (not last and now - self._shown < self._interval) or self._interval == float("inf"):
             return
         self._shown = now
         if self._terminal:

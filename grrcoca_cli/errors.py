@@ -63,6 +63,12 @@ class OutOfResources(GrrcocaError):
     exit_code = ExitCode.OUT_OF_RESOURCES
 
 
+class LostProcess(GrrcocaError):
+    """Another process of a run under torchrun died or hangs."""
+
+    exit_code = ExitCode.OUT_OF_RESOURCES
+
+
 class NonFiniteLoss(GrrcocaError):
     """A loss that is NaN or infinite; the weights before the step are kept."""
 

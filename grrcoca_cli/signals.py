@@ -1,18 +1,24 @@
 """SIGINT and SIGTERM as a request to stop at the next safe point."""
 
 import signal
+import time
 from types import FrameType
 from typing import Self
 
+_ONE_KEYSTROKE = 1.0  # seconds
+
 
 class StopRequest:
-    """While active, the first SIGINT or SIGTERM sets a flag; a second one interrupts at once.
+    """While active, the first SIGINT or SIGTERM sets a flag; a later SIGINT interrupts at once.
+
+    Only one that comes a second later: a launcher and a terminal may both pass on what was one keystroke.
 
     Used as a context manager in the main thread; the former handlers come back at its end.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._since = 0.0
 
     def __call__(self) -> bool:
         """Whether to stop."""
@@ -27,6 +33,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal, self._since = signal.Signals(number), time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._since > _ONE_KEYSTROKE:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)

@@ -66,22 +66,17 @@ def pretrain(options: Options) -> Path | None:
         if not any(path.is_file() for path in find_shards(recipe.data.path)):
             raise UsageError(f"no shard matches {recipe.data.path!r}: give --data.\n{HOW_TO_GET_CC12M}")
     _check_resume(options.resume)
-    with _opened(recipe, options) as opened:
-        tokenizer = _tokenizer(recipe, opened.train, options)
+    with _session(recipe, options) as session:
+        tokenizer = session.tokenizer
         model_config = recipe.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
         recipe = recipe.model_copy(update={"model": model_config})
-        if options.dry_run:
-            _dry_run(recipe, opened)
-            return None
 
         import torch
 
         from grrcoca_cli.model.coca import CoCa
-        from grrcoca_cli.training.device import choose_device
 
-        device = choose_device(options.device)
         torch.manual_seed(recipe.training.seed)
-        return _run(recipe, options, CoCa(model_config).to(device), tokenizer, opened, device)
+        return _run(recipe, options, CoCa(model_config).to(session.device), tokenizer, session)
 
 
 def finetune(options: Options, checkpoint: Path | None) -> Path | None:
@@ -194,7 +189,7 @@ def _run(
         say(line)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     say(f"model: {recipe.model.variant}, {recipe.model.size}, {parameters:,} parameters; on {device}")
-    if training.accumulation > 1 and training.contrastive_weight:
+    if training.accumulation > 1 and training.contrastive_weight and training.contrastive_batch == "micro":
         micro = training.batch_size // training.accumulation
         say(
             f"note: with training.accumulation = {training.accumulation} a pair competes with the {micro - 1} others "

@@ -161,38 +161,67 @@ def _permutation(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.RandomState(sample_seed(seed, epoch, "", "order")).permutation(length)
 
 
+class Share(NamedTuple):
+    """Which part of every batch a process reads: the ``rank``-th of ``size`` slices."""
+
+    rank: int = 0
+    size: int = 1
+
+    def of(self, indices: list[int]) -> list[int]:
+        """This process's slice; slices differ by one at most."""
+        first, last = (len(indices) * (self.rank + extra) // self.size for extra in (0, 1))
+        return indices[first:last]
+
+
+EVERYTHING = Share()
+
+
 def training_batches(
-    reader: BatchReader, batch_size: int, start_step: int, steps: int, workers: int = 0
+    reader: BatchReader,
+    batch_size: int,
+    start_step: int,
+    steps: int,
+    workers: int = 0,
+    accumulation: int = 1,
+    share: Share = EVERYTHING,
 ) -> Iterator[Batch]:
     """Batches ``start_step`` to ``steps - 1`` of a run of ``steps``, the same for every count of ``workers``.
 
     Args:
         reader: What reads them.
-        batch_size: Samples a batch.
+        batch_size: Samples a batch, over all processes.
         start_step: First batch; a resumed run gives the step it goes on from.
         steps: Steps of the whole run.
         workers: Reading processes; 0 reads in this one.
+        accumulation: Each batch comes in this many micro-batches, one after the other.
+        share: What of each micro-batch this process reads.
 
     Raises:
         UsageError: The set is smaller than a batch, or ``in_memory`` meets ``workers``.
     """
-    length = len(reader.dataset)
+    length, micro = len(reader.dataset), batch_size // accumulation
     per_epoch = steps_per_epoch(length, batch_size)
     orders = (
-        BatchOrder(step // per_epoch, batch_indices(length, batch_size, reader.seed, step))
+        BatchOrder(step // per_epoch, share.of(indices[first : first + micro]))
         for step in range(start_step, steps)
+        for indices in [batch_indices(length, batch_size, reader.seed, step)]
+        for first in range(0, batch_size, micro)
     )
     return _load(reader, orders, workers)
 
 
-def evaluation_batches(reader: BatchReader, batch_size: int, workers: int = 0) -> Iterator[Batch]:
+def evaluation_batches(
+    reader: BatchReader, batch_size: int, workers: int = 0, share: Share = EVERYTHING
+) -> Iterator[Batch]:
     """Every sample once, in order, with its first caption and without augmentation; the last batch may be short.
+
+    Several processes take the batches in turn, each equally many: some of them end with an empty one.
 
     Raises:
         UsageError: ``in_memory`` meets ``workers``.
     """
     length = len(reader.dataset)
-    starts = range(0, length, batch_size)
+    starts = range(share.rank * batch_size, length + share.rank * batch_size, share.size * batch_size)
     orders = (BatchOrder(None, list(range(start, min(start + batch_size, length)))) for start in starts)
     return _load(reader, orders, workers)
 

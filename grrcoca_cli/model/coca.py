@@ -1,7 +1,7 @@
 """The whole model: image encoder, poolers, text decoder, temperature."""
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,14 @@ from torch import Tensor, nn
 
 from grrcoca_cli.config import ModelConfig
 from grrcoca_cli.model.initialise import init_weights
+from grrcoca_cli.model.losses import (
+    Pairs,
+    TokenStatistics,
+    caption_nll,
+    contrastive_loss,
+    sigmoid_loss,
+    token_statistics,
+)
 from grrcoca_cli.model.pooler import AttentionalPooler
 from grrcoca_cli.model.text import TextDecoder
 from grrcoca_cli.model.vision import VisionTransformer
@@ -21,16 +29,16 @@ class CoCaOutput(NamedTuple):
 
     Attributes:
         image_features, text_features: Unit vectors (B, E).
-        logits: Next-token logits at the target positions alone (T, V), row after row.
-        targets: The tokens to be predicted there (T,).
         memory: The captioner's image tokens (B, Q, Dm), for decoding the same pictures.
+        nll: Summed negative log-likelihood of the target tokens in nats, a scalar; None if only features were wanted.
+        tokens: The same by token, if wanted.
     """
 
     image_features: Tensor
     text_features: Tensor
-    logits: Tensor
-    targets: Tensor
     memory: Tensor
+    nll: Tensor | None = None
+    tokens: TokenStatistics | None = None
 
 
 class CoCa(nn.Module):
@@ -55,6 +63,7 @@ class CoCa(nn.Module):
         self.text_decoder = TextDecoder(config)
         self.text_projection = nn.Linear(width, config.embed_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.empty(()))
+        self.logit_bias = nn.Parameter(torch.empty(())) if config.contrastive_loss == "sigmoid" else None
         init_weights(self)
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,16 +78,44 @@ class CoCa(nn.Module):
         hidden, cls = self.text_decoder.encode(tokens, (tokens != pad_id).sum(dim=1))
         return hidden, F.normalize(self.text_projection(cls).float(), dim=-1)
 
-    def forward(self, images: Tensor, tokens: Tensor, pad_id: int) -> CoCaOutput:
-        """Pictures (B, 3, H, W) and their captions (B, L), begin and end token included."""
-        memory, image_features = self.encode_image(images)
-        hidden, text_features = self.encode_text(tokens, pad_id)
+    def predict(self, hidden: Tensor, tokens: Tensor, memory: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
+        """States (T, D) that the vocabulary head reads, and the tokens (T,) to be predicted there, row after row.
+
+        Args:
+            hidden: Unimodal states (B, L, D) of ``tokens``.
+            tokens: Ids (B, L), padded at the end.
+            memory: The captioner's image tokens (B, Q, Dm).
+            pad_id: The padding's id.
+        """
         # The one place where targets are shifted: position i predicts token i + 1.
-        decoded = self.text_decoder.decode(hidden[:, :-1], memory)  # (B, L - 1, D)
         targets = tokens[:, 1:]
         real = targets != pad_id
-        logits = self.text_decoder.head(decoded[real])  # (T, V)
-        return CoCaOutput(image_features, text_features, logits, targets[real], memory)
+        return self.text_decoder.decode(hidden[:, :-1], memory)[real], targets[real]
+
+    def forward(
+        self, images: Tensor, tokens: Tensor, pad_id: int, want: Literal["features", "loss", "tokens"] = "loss"
+    ) -> CoCaOutput:
+        """Pictures (B, 3, H, W) and their captions (B, L), begin and end token included.
+
+        ``want``: the contrastive features alone; the caption loss with them; or that loss token by token.
+        """
+        memory, image_features = self.encode_image(images)
+        hidden, text_features = self.encode_text(tokens, pad_id)
+        output = CoCaOutput(image_features, text_features, memory)
+        if want == "features":
+            return output
+        states, targets = self.predict(hidden, tokens, memory, pad_id)
+        weight = self.text_decoder.head.weight
+        if want == "loss":
+            return output._replace(nll=caption_nll(states, weight, targets))
+        statistics = token_statistics(states, weight, targets)
+        return output._replace(nll=statistics.nll.sum(), tokens=statistics)
+
+    def pair_loss(self, pairs: Pairs) -> Tensor:
+        """The contrastive loss that the configuration names, of one process's pairs."""
+        if self.logit_bias is None:
+            return contrastive_loss(pairs, self.logit_scale)
+        return sigmoid_loss(pairs, self.logit_scale, self.logit_bias)
 
     @property
     def temperature(self) -> Tensor:

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 INITIAL_TEMPERATURE = 0.07
 EMBEDDING_STD = 0.02
+SIGMOID_TEMPERATURE, SIGMOID_BIAS = 0.1, -10.0  # Zhai et al., 2023, section 3.2
 
 
 @torch.no_grad()
@@ -19,14 +20,17 @@ def init_weights(model: nn.Module) -> None:
     Matrices are drawn from N(0, 1 / fan-in), so that narrow models learn as fast as wide ones, and those that end a
     residual branch are divided by sqrt(2 x depth of their tower) (Radford et al., 2019, section 2.3). Token
     embeddings, the vocabulary head, learned positions and [CLS] come from N(0, 0.02^2); pooler queries from N(0, 1),
-    since they are normalised first; biases are 0, norms 1, the temperature 0.07.
+    since they are normalised first; biases are 0, norms 1, the temperature 0.07; with the sigmoid loss it is 0.1, and
+    the bias of its logits -10, so that training begins near the answer "no pair".
     """
     names = [name for name, _ in model.named_parameters()]
     depth = {tower: _depth(names, tower) for tower in ("image_encoder", "text_decoder")}
     for name, parameter in model.named_parameters():
         tower, leaf = name.split(".")[0], name.split(".")[-1]
         if leaf == "logit_scale":
-            parameter.fill_(-math.log(INITIAL_TEMPERATURE))
+            parameter.fill_(-math.log(SIGMOID_TEMPERATURE if "logit_bias" in names else INITIAL_TEMPERATURE))
+        elif leaf == "logit_bias":
+            parameter.fill_(SIGMOID_BIAS)
         elif leaf == "queries":
             parameter.normal_()
         elif leaf in ("positions", "cls") or "token_embedding" in name or ".head." in name:

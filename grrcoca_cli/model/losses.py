@@ -1,27 +1,103 @@
-"""CoCa's two losses, as this project defines them."""
+"""CoCa's two losses and SigLIP's, as this project defines them."""
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
-def contrastive_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
+class Pairs(NamedTuple):
+    """Unit vectors of one process's pairs, and of all pairs that compete with them.
+
+    Attributes:
+        images, texts: This process's (b, E), pair by pair.
+        all_images, all_texts: Those of every process (B, E), in the order of processes.
+        start: Where this process's pairs stand among all.
+    """
+
+    images: Tensor
+    texts: Tensor
+    all_images: Tensor
+    all_texts: Tensor
+    start: int
+
+    @classmethod
+    def alone(cls, images: Tensor, texts: Tensor) -> "Pairs":
+        """The pairs of a single process."""
+        return cls(images, texts, images, texts, 0)
+
+
+def contrastive_loss(pairs: Pairs, logit_scale: Tensor) -> Tensor:
     """Symmetric InfoNCE (Radford et al., 2021), in nats: the *mean* of image-to-text and text-to-image.
 
     CoCa (Yu et al., 2022, eq. 3) sums the two directions; the mean is the field's common choice and half of that.
 
     Args:
-        image_features, text_features: Unit vectors (B, E), pair by pair.
+        pairs: With several processes, the result is this one's share: their sum is the loss of all pairs.
         logit_scale: Logarithm of the inverse temperature, a scalar.
     """
-    logits = logit_scale.exp() * image_features @ text_features.T  # (B, B)
-    labels = torch.arange(logits.shape[0], device=logits.device)
-    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    labels = pairs.start + torch.arange(len(pairs.images), device=pairs.images.device)
+    scale = logit_scale.exp()
+    image_to_text = F.cross_entropy(scale * pairs.images @ pairs.all_texts.T, labels, reduction="sum")
+    text_to_image = F.cross_entropy(scale * pairs.texts @ pairs.all_images.T, labels, reduction="sum")
+    return (image_to_text + text_to_image) / (2 * max(len(pairs.all_images), 1))
 
 
-def caption_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """Summed negative log-likelihood, in nats, of target tokens (T,) under logits (T, V).
+def sigmoid_loss(pairs: Pairs, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
+    """Every image with every text as a yes-or-no question, summed over texts, mean over images (Zhai et al., 2023).
+
+    Computed in square blocks that are recomputed in the backward pass, so that no more than one stands in memory.
+
+    Args:
+        pairs: As for `contrastive_loss`.
+        logit_scale: Logarithm of the inverse temperature, a scalar.
+        logit_bias: Added to every logit, a scalar.
+    """
+    total = pairs.images.new_zeros(())
+    width = max(len(pairs.images), 1)
+    for first in range(0, len(pairs.all_texts), width):
+        texts = pairs.all_texts[first : first + width]
+        total = total + checkpoint(
+            _sigmoid_block, pairs.images, texts, logit_scale, logit_bias, pairs.start - first, use_reentrant=False
+        )
+    return total / max(len(pairs.all_images), 1)
+
+
+def _sigmoid_block(images: Tensor, texts: Tensor, logit_scale: Tensor, logit_bias: Tensor, diagonal: int) -> Tensor:
+    logits = logit_scale.exp() * images @ texts.T + logit_bias  # (b, block)
+    # Which text belongs to image i: the one at i + diagonal, if it is in this block.
+    places = torch.arange(len(images), device=images.device).unsqueeze(1) + diagonal
+    is_pair = places == torch.arange(len(texts), device=images.device)
+    return -F.logsigmoid(torch.where(is_pair, logits, -logits)).sum()
+
+
+def caption_nll(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Summed negative log-likelihood, in nats, of target tokens (T,) after states (T, D) under a head (V, D).
 
     Divided by the count of targets of the whole global batch it is the caption loss; CoCa (eq. 4) leaves it a sum.
     """
-    return F.cross_entropy(logits.float(), targets, reduction="sum")
+    return F.cross_entropy(F.linear(states, weight).float(), targets, reduction="sum")
+
+
+class TokenStatistics(NamedTuple):
+    """What a model makes of each target token, each (T,).
+
+    Attributes:
+        nll: Negative log-likelihood in nats.
+        confidence: Probability of the likeliest token.
+        correct: Whether that one was the target.
+    """
+
+    nll: Tensor
+    confidence: Tensor
+    correct: Tensor
+
+
+def token_statistics(states: Tensor, weight: Tensor, targets: Tensor) -> TokenStatistics:
+    """`caption_nll` by token, and how sure and how right the model was."""
+    logits = F.linear(states, weight).float()  # (T, V)
+    best, guess = logits.max(dim=-1)
+    nll = F.cross_entropy(logits, targets, reduction="none")
+    return TokenStatistics(nll, (best - logits.logsumexp(dim=-1)).exp(), guess == targets)

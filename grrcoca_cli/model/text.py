@@ -51,9 +51,19 @@ class MultimodalBlock(UnimodalBlock):
         )
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, rope: Rope | None, image: KeysValues, cache: KeyValueCache | None = None
+        self, x: Tensor, rope: Rope | None, image: Tensor | KeysValues, cache: KeyValueCache | None = None
     ) -> Tensor:
-        """(B, L, D) to (B, L, D); ``image`` holds keys and values of B images, or of B / n with n rows each."""
+        """(B, L, D) to (B, L, D).
+
+        Args:
+            x: Text states.
+            rope: Of their positions, where the text is rotated.
+            image: Image tokens (B, Q, Dm); or, in decoding, their keys and values, of B images or of B / n with n
+                rows each.
+            cache: Keys and values of earlier positions.
+        """
+        if isinstance(image, Tensor):  # in here, where sharded weights are whole and checkpointing can drop the result
+            image = self.cross_attention.keys_values(image)
         x = x + self.attention(self.attention_norm(x), rope, causal=True, cache=cache)
         # Rows that share an image ask it together: their positions stand side by side as its queries.
         queries = self.cross_norm(x).reshape(image[0].shape[0], -1, x.shape[-1])
@@ -97,7 +107,7 @@ class TextDecoder(nn.Module):
         head_width = self.config.text_width // self.config.text_heads
         return raster_rope(longest, head_width, self.cls.device).at(start, stop)
 
-    def _run(self, block: nn.Module, *inputs: Tensor | Rope | KeysValues | None) -> Tensor:
+    def _run(self, block: nn.Module, *inputs: Tensor | Rope | None) -> Tensor:
         if self.training and self.config.gradient_checkpointing:
             return checkpoint(block, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
         return block(*inputs)  # type: ignore[no-any-return]
@@ -131,8 +141,8 @@ class TextDecoder(nn.Module):
     def decode(self, hidden: Tensor, memory: Tensor) -> Tensor:
         """The multimodal half: unimodal states (B, L, D) and image tokens (B, Q, Dm) to normalised states (B, L, D)."""
         rope = self._rope(0, hidden.shape[1])
-        for block in cast(Iterable[MultimodalBlock], self.multimodal):
-            hidden = self._run(block, hidden, rope, block.cross_attention.keys_values(memory))
+        for block in self.multimodal:
+            hidden = self._run(block, hidden, rope, memory)
         return self.norm(hidden)  # type: ignore[no-any-return]
 
     def image_keys_values(self, memory: Tensor) -> list[KeysValues]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from grrcoca_cli.data.tokenizer import CaptionTokenizer
     from grrcoca_cli.model.coca import CoCa
+    from grrcoca_cli.training.ema import Ema
+    from grrcoca_cli.training.ranks import Ranks
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
@@ -33,6 +35,8 @@ CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 CARD = "README.md"
 TRAINING = "training"
+BEST = "best"
+RAW_WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 
@@ -76,21 +80,49 @@ def save_checkpoint(
     config: CheckpointConfig,
     optimizers: Sequence[torch.optim.Optimizer] = (),
     state: dict[str, Any] | None = None,
+    ema: Ema | None = None,
+    ranks: Ranks | None = None,
 ) -> None:
     """Write a checkpoint folder, whole or not at all; with ``optimizers`` and ``state``, one that can be resumed.
+
+    Args:
+        target: The folder.
+        model: Its weights; sharded ones are gathered, so that any number of processes can load them.
+        tokenizer: Of the model.
+        config: What the checkpoint says of itself.
+        optimizers: Whose states are kept.
+        state: Further things to go on from, plain JSON.
+        ema: Averaged weights, which then are the checkpoint's; the model's own stand among what is resumed from.
+        ranks: The processes that share the model, all of which call; the first one writes.
 
     Raises:
         OutOfResources: The disk is full; older checkpoints are untouched.
     """
-    with new_folder(target) as folder:
-        _save_tensors(dict(model.state_dict()), folder / WEIGHTS)
-        (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        tokenizer.save(folder / TOKENIZER)
-        (folder / CARD).write_text(_model_card(config, model), encoding="utf-8")
-        if optimizers:
+    from grrcoca_cli.training.sharding import whole
+
+    weights = whole(model.state_dict())
+    published = weights if ema is None else whole(ema.averages)
+    moments = whole(_optimizer_tensors(model, optimizers))
+
+    def write() -> None:
+        with new_folder(target) as folder:
+            _save_tensors(published, folder / WEIGHTS)
+            (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            tokenizer.save(folder / TOKENIZER)
+            (folder / CARD).write_text(_model_card(config, model), encoding="utf-8")
+            if not optimizers:
+                return
             (folder / TRAINING).mkdir()
-            _save_tensors(_optimizer_tensors(model, optimizers), folder / TRAINING / OPTIMIZER)
-            (folder / TRAINING / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+            _save_tensors(moments, folder / TRAINING / OPTIMIZER)
+            if ema is not None:
+                _save_tensors(weights, folder / TRAINING / RAW_WEIGHTS)
+            resumed = {**(state or {}), "ema_updates": ema.updates if ema else 0}
+            (folder / TRAINING / STATE).write_text(json.dumps(resumed, indent=2) + "\n", encoding="utf-8")
+
+    if ranks is None:
+        write()
+    else:
+        ranks.agree(write)
 
 
 def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
@@ -113,19 +145,33 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
     return Checkpoint(folder, config, model.to(device).eval(), CaptionTokenizer.load(folder / TOKENIZER))
 
 
-def load_training_state(folder: Path, model: CoCa, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Put the weights and the optimisers back as they were when ``folder`` was saved; gives its ``state``."""
+def load_training_state(
+    folder: Path, model: CoCa, optimizers: Sequence[torch.optim.Optimizer], ema: Ema | None = None
+) -> dict[str, Any]:
+    """Put weights, their average and the optimisers back as they were in ``folder``; gives its ``state``."""
+    import torch
     from safetensors.torch import load_file
 
-    model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
-    tensors = load_file(folder / TRAINING / OPTIMIZER)
-    owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    for name, parameter in model.named_parameters():
-        entries = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
-        if entries:
-            moved = {key: value if key == "step" else value.to(parameter.device) for key, value in entries.items()}
-            owner[parameter].state[parameter] = moved
+    from grrcoca_cli.training.sharding import like
+
     state: dict[str, Any] = json.loads((folder / TRAINING / STATE).read_text(encoding="utf-8"))
+    own = folder / TRAINING / RAW_WEIGHTS
+    weights = load_file(own if own.exists() else folder / WEIGHTS)
+    tensors = load_file(folder / TRAINING / OPTIMIZER)
+    entries: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("/")
+        entries.setdefault(name, {})[entry] = value
+    owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(like(parameter, weights[name]))
+            if name in entries:
+                owner[parameter].state[parameter] = {
+                    key: value if key == "step" else like(parameter, value) for key, value in entries[name].items()
+                }
+    if ema is not None:
+        ema.load(load_file(folder / WEIGHTS), state["ema_updates"])
     return state
 
 

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from grrcoca_cli.config import TrainingConfig
 from grrcoca_cli.data.batches import Batch
 from grrcoca_cli.data.tokenizer import CaptionTokenizer
 from grrcoca_cli.model.coca import CoCa, CoCaOutput
-from grrcoca_cli.training.device import autocast
+from grrcoca_cli.training.ranks import ALONE, Ranks
+from grrcoca_cli.training.step import forward
 
 Floats = NDArray[np.float64]
 
@@ -113,16 +114,17 @@ class Measurements:
         return torch.cat(losses).double().numpy()
 
 
-@dataclass
-class _Collected:
-    keys: list[str] = field(default_factory=list)
-    parts: list[Floats] = field(default_factory=list)
-    images: list[Tensor] = field(default_factory=list)
-    texts: list[Tensor] = field(default_factory=list)
-    confidence: list[Tensor] = field(default_factory=list)
-    correct: list[Tensor] = field(default_factory=list)
-    truncated: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
+@dataclass(frozen=True)
+class _Part:
+    """What `measure` keeps of one batch; see `Measurements`."""
+
+    keys: list[str]
+    parts: Floats
+    images: Tensor
+    texts: Tensor
+    confidence: Tensor
+    correct: Tensor
+    truncated: int
 
 
 @torch.inference_mode()
@@ -134,67 +136,67 @@ def measure(
     device: torch.device,
     should_stop: Callable[[], bool] = lambda: False,
     on_batch: Callable[[Batch, Tensor], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Measurements | None:
     """Run ``model`` over ``batches`` of any size; None when ``should_stop`` said so on the way.
 
     Args:
         model: Left in the mode it was in.
-        batches: Pictures with their captions; empty ones count as skipped.
+        batches: Pictures with their captions; empty ones count as skipped. Several processes give equally many each,
+            as `evaluation_batches` shares them out, and all get the measurements of all, as one process would.
         tokenizer: The model's.
         precision: Of autocast, as in `TrainingConfig`.
         device: Where ``model`` is.
-        should_stop: Asked before each batch.
+        should_stop: Asked before each batch; with several processes, any one's yes stops all.
         on_batch: Gets each batch and its image tokens (B, Q, Dm), to decode captions without encoding again.
+        ranks: The processes.
     """
     training = model.training
     model.eval()
-    found = _Collected()
+    own: list[_Part | None] = []
+    skipped: Counter[str] = Counter()
     try:
         for batch in batches:
-            if should_stop():
+            if ranks.any(should_stop()):
                 return None
-            found.skipped.update(batch.skipped)
-            if not batch.keys:
+            skipped.update(batch.skipped)
+            if not batch.keys and ranks.size == 1:
                 continue
-            with autocast(device, precision):
-                output = model(batch.images.to(device), batch.tokens.to(device), tokenizer.pad_id)
-            _collect(found, batch, output, tokenizer, model.config.context_length)
-            if on_batch is not None:
+            output = forward(model, batch, tokenizer, precision, device, "tokens")
+            own.append(_part(batch, output, tokenizer, model.config.context_length) if batch.keys else None)
+            if on_batch is not None and batch.keys:
                 on_batch(batch, output.memory)
     finally:
         model.train(training)
+    # Processes took the batches in turn.
+    turns = zip(*ranks.gather(own), strict=True)
+    found = [part for turn in turns for part in turn if part is not None]
     nothing = [torch.empty(0)]
     return Measurements(
-        found.keys,
-        np.concatenate(found.parts) if found.parts else np.empty((0, 4)),
-        torch.cat(found.images or nothing),
-        torch.cat(found.texts or nothing),
+        [key for part in found for key in part.keys],
+        np.concatenate([part.parts for part in found]) if found else np.empty((0, 4)),
+        torch.cat([part.images for part in found] or nothing),
+        torch.cat([part.texts for part in found] or nothing),
         model.logit_scale.detach().cpu(),
-        torch.cat(found.confidence or nothing).double().numpy(),
-        torch.cat(found.correct or nothing).bool().numpy(),
-        found.truncated,
-        found.skipped,
+        torch.cat([part.confidence for part in found] or nothing).double().numpy(),
+        torch.cat([part.correct for part in found] or nothing).bool().numpy(),
+        sum(part.truncated for part in found),
+        sum(ranks.gather(skipped), Counter[str]()),
     )
 
 
-def _collect(
-    found: _Collected, batch: Batch, output: CoCaOutput, tokenizer: CaptionTokenizer, context_length: int
-) -> None:
-    logits = output.logits.float()  # (T, V)
-    nll = F.cross_entropy(logits, output.targets, reduction="none").cpu().double()
-    best, guess = logits.max(dim=-1)
-    found.confidence.append((best - logits.logsumexp(dim=-1)).exp().cpu())
-    found.correct.append((guess == output.targets).cpu())
+def _part(batch: Batch, output: CoCaOutput, tokenizer: CaptionTokenizer, context_length: int) -> _Part:
+    assert output.tokens is not None
+    nll, confidence, correct = (values.cpu() for values in output.tokens)
     counts = (batch.tokens[:, 1:] != tokenizer.pad_id).sum(dim=1)
     parts = np.zeros((len(batch.keys), 4))
-    parts[:, 0] = [part.sum().item() for part in nll.split(counts.tolist())]
+    parts[:, 0] = [part.sum().item() for part in nll.double().split(counts.tolist())]
     parts[:, 1] = counts.numpy()
+    truncated = 0
     for row, (caption, tokens) in enumerate(zip(batch.captions, batch.tokens.tolist(), strict=True)):
         cut = tokenizer.count(caption) > context_length
         text = tokenizer.decode(tokens) if cut else caption
-        found.truncated += cut
+        truncated += cut
         parts[row, 2:] = len(text.split()), len(text.encode())
-    found.keys += batch.keys
-    found.parts.append(parts)
-    found.images.append(output.image_features.cpu())
-    found.texts.append(output.text_features.cpu())
+    images, texts = output.image_features.cpu(), output.text_features.cpu()
+    return _Part(batch.keys, parts, images, texts, confidence, correct, truncated)

@@ -4,11 +4,14 @@ import hashlib
 import json
 import math
 import shutil
+import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,16 +24,18 @@ from grrcoca_cli.data.tokenizer import CaptionTokenizer
 from grrcoca_cli.errors import (
     CheckpointRefused,
     GrrcocaError,
+    LostProcess,
     NonFiniteLoss,
+    OutOfResources,
     StoppedAndSaved,
     TooManyBadSamples,
     UsageError,
 )
 from grrcoca_cli.files import lock_folder
 from grrcoca_cli.model.coca import CoCa
-from grrcoca_cli.model.losses import caption_nll, contrastive_loss
 from grrcoca_cli.signals import StopRequest
 from grrcoca_cli.training.checkpoint import (
+    BEST,
     TRAINING,
     CheckpointConfig,
     checkpoints_of,
@@ -38,19 +43,25 @@ from grrcoca_cli.training.checkpoint import (
     save_checkpoint,
     sound_checkpoints,
 )
-from grrcoca_cli.training.device import autocast, explain_out_of_memory
+from grrcoca_cli.training.device import explain_out_of_memory
+from grrcoca_cli.training.ema import Ema
 from grrcoca_cli.training.evaluate import LossReport, measure
+from grrcoca_cli.training.loggers import open_loggers
 from grrcoca_cli.training.optimizer import learning_rate, make_optimizers
+from grrcoca_cli.training.ranks import ALONE, Ranks
 from grrcoca_cli.training.runfolder import (
     RECIPE,
     MetricsLog,
     draw_losses,
+    read_status,
     recipe_differences,
     write_recipe,
     write_status,
 )
+from grrcoca_cli.training.step import GradientStep, spread
 
 BAD_SAMPLES_JUDGED_AFTER = 1000
+_OTHERS_MAY_SPEAK = 2.0  # seconds that a process with nothing to tell leaves to the one that failed
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,7 @@ class Run:
         augmentation: Of training pictures, or None.
         config: What a checkpoint says of itself; its step is filled in when one is saved.
         device: Where to compute.
+        ranks: The processes that share the run, this one among them.
     """
 
     recipe: Recipe
@@ -80,6 +92,18 @@ class Run:
     augmentation: Augmentation | None
     config: CheckpointConfig
     device: torch.device
+    ranks: Ranks = ALONE
+
+
+@dataclass
+class _Live:
+    """What changes while a run goes on."""
+
+    stepper: GradientStep
+    optimizers: Sequence[torch.optim.Optimizer]
+    ema: Ema | None
+    fingerprint: str
+    bad: Counter[str]
 
 
 def train(run: Run, resume: str = "auto") -> Path:
@@ -94,23 +118,45 @@ def train(run: Run, resume: str = "auto") -> Path:
 
     Raises:
         UsageError: The folder holds a run of another recipe or other data.
+        RunFolderInUse: Another process trains in the folder.
         StoppedAndSaved: SIGINT or SIGTERM came; the state is saved.
         NonFiniteLoss: Loss or gradient is not finite; the weights before the step are in the last checkpoint.
         TooManyBadSamples: Too large a share of samples cannot be read.
         OutOfResources: Memory or disk ran out.
+        LostProcess: Another process of the run died or hangs.
     """
-    with lock_folder(run.out), StopRequest() as should_stop:
-        _check_folder(run, resume)
-        step = 0
+    ranks = run.ranks
+    with ExitStack() as stack, StopRequest() as should_stop:
+        ranks.agree(lambda: stack.enter_context(lock_folder(run.out)))
+        ranks.agree(lambda: _check_folder(run, resume))
+        log = None
         try:
-            with explain_out_of_memory(_size_of(run.recipe)):
-                step = _train(run, should_stop)
+            with explain_out_of_memory(_size_of(run)):
+                live = _prepare(run)
+                step = _restore(run, live)
+                log = ranks.agree(lambda: MetricsLog(run.out, step))
+                log = log if ranks.is_first else log.without_file()
+                _try_a_batch(run, live)
+                step = _train(run, live, log, step, should_stop)
         except GrrcocaError as error:
-            state = "stopped" if isinstance(error, StoppedAndSaved) else "failed"
-            write_status(run.out, state, step, int(error.exit_code), str(error))
+            _note_end(run, log.last_step if log else 0, error)
             raise
-        write_status(run.out, "finished", step, 0)
+        if ranks.is_first:
+            write_status(run.out, "finished", step, 0)
         return checkpoints_of(run.out)[0]
+
+
+def seconds_a_step(run: Run, steps: int = 3) -> float:
+    """Median seconds of a few real training steps on real data, the first one left out; the model is used up."""
+    live = _prepare(run)
+    _try_a_batch(run, live)
+    batches = _training_batches(run, 0)
+    times = []
+    for step in range(steps + 1):
+        began = time.monotonic()
+        _take_step(run, live, [next(batches) for _ in range(run.recipe.training.accumulation)], step)
+        times.append(time.monotonic() - began)
+    return statistics.median(times[1:])
 
 
 def _check_folder(run: Run, resume: str) -> None:
@@ -127,99 +173,181 @@ def _check_folder(run: Run, resume: str) -> None:
         )
 
 
-def _size_of(recipe: Recipe) -> str:
-    micro = recipe.training.batch_size // recipe.training.accumulation
-    return f"{micro} pictures of {recipe.model.image_size} px at once"
+def _note_end(run: Run, step: int, error: GrrcocaError) -> None:
+    """Keep in ``status.json`` how a run ended; of several processes, the one that knows why."""
+    if isinstance(error, LostProcess):
+        time.sleep(_OTHERS_MAY_SPEAK)
+        if read_status(run.out).get("state") == "failed":
+            return
+    elif not (run.ranks.is_first or isinstance(error, OutOfResources)):
+        return  # every process has this error, and the first one writes it down
+    state = "stopped" if isinstance(error, StoppedAndSaved) else "failed"
+    write_status(run.out, state, step, int(error.exit_code), str(error))
 
 
-def _train(run: Run, should_stop: StopRequest) -> int:
-    """The loop itself: each turn first looks back (evaluate, save, stop), then takes a step."""
+def _size_of(run: Run) -> str:
     config = run.recipe.training
+    share = math.ceil(config.batch_size / config.accumulation / run.ranks.size)
+    where = f" in each of {run.ranks.size} processes" if run.ranks.size > 1 else ""
+    return (
+        f"{share} pictures of {run.recipe.model.image_size} px at once{where} "
+        f"(batch {config.batch_size}, accumulation {config.accumulation})"
+    )
+
+
+def _prepare(run: Run) -> _Live:
+    config = run.recipe.training
+    if config.batch_size // config.accumulation < run.ranks.size:
+        raise UsageError(
+            f"a micro-batch of {config.batch_size // config.accumulation} cannot be shared by {run.ranks.size} "
+            "processes: raise training.batch_size or lower training.accumulation"
+        )
     model = run.model.train()
-    optimizers = make_optimizers(model, config)
-    data_fingerprint = _fingerprint(run.train)
-    start, bad = _restore(run, optimizers, data_fingerprint)
-    seen = start * config.batch_size
-    log = MetricsLog(run.out, start)
-    write_status(run.out, "running", start)
+    stepper = GradientStep(
+        model, spread(model, run.recipe, run.ranks, run.device), run.recipe, run.tokenizer, run.ranks, run.device
+    )
+    ema = Ema(model, config.ema) if config.ema else None
+    return _Live(stepper, make_optimizers(model, config), ema, _fingerprint(run.train), Counter())
+
+
+def _try_a_batch(run: Run, live: _Live) -> None:
+    """Run the largest micro-batch there can be, with room for the optimiser, so that memory runs out now or never."""
+    config, model = run.recipe.training, run.recipe.model
+    count = math.ceil(config.batch_size / config.accumulation / run.ranks.size)
+    tokens = torch.full((count, model.context_length), run.tokenizer.eos_id)
+    images = torch.zeros(count, 3, model.image_size, model.image_size)
+    live.stepper.backward([Batch(images, tokens, ["trial"] * count, [""] * count, Counter())], 0)
+    parameters = [p for optimizer in live.optimizers for group in optimizer.param_groups for p in group["params"]]
+    room = [torch.empty_like(parameter) for parameter in parameters for _ in range(2)]
+    del room
+    run.model.zero_grad(set_to_none=True)
+
+
+def _train(run: Run, live: _Live, log: MetricsLog, start: int, should_stop: StopRequest) -> int:
+    """The loop itself: each turn first looks back (evaluate, save, stop), then takes a step."""
+    config, ranks = run.recipe.training, run.ranks
     progress = ProgressLine()
     validation = _validation_reader(run)
-    reader = _batch_reader(run, run.train, run.augmentation)
-    batches = training_batches(reader, config.batch_size, start, config.steps, run.recipe.data.workers)
+    batches = _training_batches(run, start)
+    loggers = open_loggers(config.loggers if ranks.is_first else (), run.out, run.recipe)
+    if ranks.is_first:
+        write_status(run.out, "running", start)
     since, saved = time.monotonic(), start if start else -1
+    stalled = _has_stalled(run, log)
 
-    for step in range(start, config.steps + 1):
-        last = step == config.steps
-        if (last or _due(step, config.eval_every) or step == 0) and not log.has_evaluation(step):
-            report = _evaluate(run, validation, should_stop)
-            if report is not None:
-                log.add({"step": step, **_as_row(report)})
-                _show_evaluation(progress, step, report)
-        if (last or _due(step, config.save_every) or should_stop()) and step != saved:
-            progress.close()
-            state = {"step": step, "data": data_fingerprint, "bad_samples": dict(bad)}
-            target = run.out / "checkpoints" / f"step-{step}"
-            saved_config = run.config.model_copy(update={"step": step})
-            save_checkpoint(target, model, run.tokenizer, saved_config, optimizers, state)
-            _keep_newest(run, config.keep)
-            draw_losses(run.out, log.rows)
-            write_status(run.out, "running", step)
-            saved = step
-        if should_stop() and not last:
-            raise StoppedAndSaved(f"stopped after step {step} and saved in {run.out}: run the same command to go on")
-        if last:
-            break
+    with loggers:
+        for step in range(start, config.steps + 1):
+            last = step == config.steps or stalled
+            if (last or _due(step, config.eval_every) or step == 0) and not log.has_evaluation(step):
+                report = _evaluate(run, live, validation, should_stop)
+                if report is not None:
+                    row = {"step": step, **_as_row(report)}
+                    log.add(row)
+                    loggers.log(row, step)
+                    _show_evaluation(progress, step, report)
+                    if config.keep_best and log.evaluations_since_best(config.monitor) == 0:
+                        _save(run, live, step, run.out / BEST)
+                    stalled = _has_stalled(run, log)
+                    last = last or stalled
+            stop = ranks.any(should_stop())
+            if (last or _due(step, config.save_every) or stop) and step != saved:
+                progress.close()
+                _save(run, live, step, run.out / "checkpoints" / f"step-{step}")
+                if ranks.is_first:
+                    _keep_newest(run, config.keep)
+                    draw_losses(run.out, log)
+                    write_status(run.out, "running", step)
+                saved = step
+            if stop and not last:
+                raise StoppedAndSaved(
+                    f"stopped after step {step} and saved in {run.out}: run the same command to go on"
+                )
+            if last:
+                if step < config.steps:
+                    say(f"stopped early: {config.patience} evaluations in a row without a better {config.monitor}")
+                return step
 
-        began = time.monotonic()
-        batch = next(batches)
-        seen += config.batch_size
-        _count_bad(bad, batch, seen, run.recipe.data.max_bad_fraction)
-        rate = learning_rate(step, config)
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = rate
-        torch.manual_seed(config.seed * 1_000_003 + step)  # patch dropout: a function of (seed, step)
-        losses = _backward(run, batch)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf).item()
-        if not math.isfinite(losses["loss"]) or not math.isfinite(norm):
-            raise NonFiniteLoss(
-                f"loss {losses['loss']} and gradient norm {norm} at step {step}: nothing was updated. "
-                f"Lower training.learning_rate or raise training.warmup_steps; checkpoints before it are in {run.out}"
+            began = time.monotonic()
+            micros = [next(batches) for _ in range(config.accumulation)]
+            samples = _count_bad(run, live.bad, micros, seen=(step + 1) * config.batch_size)
+            row = _take_step(run, live, micros, step)
+            speed = samples / (time.monotonic() - began)
+            log.add(row | {"images_per_second": round(speed, 2)})
+            loggers.log(row, step + 1)
+            left = (time.monotonic() - since) / (step + 1 - start) * (config.steps - step - 1)
+            progress.show(
+                f"step {step + 1}/{config.steps}  loss {row['loss']:.3f}  caption {row['caption_loss']:.3f}  "
+                f"contrastive {row['contrastive_loss']:.3f}  {speed:.0f} images/s  {duration(left)} left"
             )
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        model.clamp_temperature()
-
-        speed = len(batch.keys) / (time.monotonic() - began)
-        row = {"step": step + 1, **losses, "lr": rate, "gradient_norm": norm, "temperature": model.temperature.item()}
-        log.add(row | {"images_per_second": round(speed, 2)})
-        left = (time.monotonic() - since) / (step + 1 - start) * (config.steps - step - 1)
-        progress.show(
-            f"step {step + 1}/{config.steps}  loss {losses['loss']:.3f}  caption {losses['caption_loss']:.3f}  "
-            f"contrastive {losses['contrastive_loss']:.3f}  {speed:.0f} images/s  {duration(left)} left"
-        )
-    return config.steps
+    raise AssertionError("the last step returns")
 
 
-def _backward(run: Run, batch: Batch) -> dict[str, float]:
-    """Gradients of one global batch, micro-batch by micro-batch; gives its losses."""
+def _take_step(run: Run, live: _Live, micros: Sequence[Batch], step: int) -> dict[str, Any]:
+    """One optimiser step, the one after ``step`` others, on one global batch; gives its row of the log."""
     config = run.recipe.training
-    total = {"loss": 0.0, "contrastive_loss": 0.0, "caption_loss": 0.0}
-    targets = int((batch.tokens[:, 1:] != run.tokenizer.pad_id).sum())
-    micro = config.batch_size // config.accumulation
-    for images, tokens in zip(batch.images.split(micro), batch.tokens.split(micro), strict=True):
-        tokens = tokens[:, : int((tokens != run.tokenizer.pad_id).sum(dim=1).max())]
-        with autocast(run.device, config.precision):
-            output = run.model(images.to(run.device), tokens.to(run.device), run.tokenizer.pad_id)
-        # The mean over the tokens of the global batch, and over its micro-batches.
-        caption = caption_nll(output.logits, output.targets) / max(targets, 1)
-        pairs = contrastive_loss(output.image_features, output.text_features, run.model.logit_scale)
-        contrastive = pairs * (len(images) / len(batch.images))
-        loss = config.caption_weight * caption + config.contrastive_weight * contrastive
-        loss.backward()
-        for name, value in (("loss", loss), ("contrastive_loss", contrastive), ("caption_loss", caption)):
-            total[name] += value.item()
-    return total
+    rate = learning_rate(step, config)
+    for group in (group for optimizer in live.optimizers for group in optimizer.param_groups):
+        group["lr"] = rate
+    seed = (config.seed * 1_000_003 + step) * config.accumulation  # patch dropout: a function of (seed, step)
+    losses = live.stepper.backward(micros, seed)
+    norm = live.stepper.clip()
+    if not math.isfinite(losses["loss"]) or not math.isfinite(norm):
+        raise NonFiniteLoss(_explain_non_finite(run, live, micros, seed, step, losses["loss"], norm))
+    for optimizer in live.optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    run.model.clamp_temperature()
+    if live.ema:
+        live.ema.update(run.model)
+    temperature = run.model.temperature.item()
+    return {"step": step + 1, **losses, "lr": rate, "gradient_norm": norm, "temperature": temperature}
+
+
+def _explain_non_finite(
+    run: Run, live: _Live, micros: Sequence[Batch], seed: int, step: int, loss: float, norm: float
+) -> str:
+    hashes = live.stepper.offenders(micros, seed)
+    shown = ", ".join(hashes[:5]) + (" …" if len(hashes) > 5 else "")
+    of_whom = f" Not finite at {len(hashes)} samples (SHA-256 of their keys): {shown}." if hashes else ""
+    return (
+        f"loss {loss} and gradient norm {norm} at step {step}: nothing was updated.{of_whom} "
+        f"Lower training.learning_rate or raise training.warmup_steps; checkpoints before it are in {run.out}"
+    )
+
+
+def _save(run: Run, live: _Live, step: int, target: Path) -> None:
+    """Write a checkpoint: one to go on from in ``checkpoints``, the weights alone elsewhere."""
+    config = run.config.model_copy(update={"step": step})
+    resumable = target.parent.name == "checkpoints"
+    state = {"step": step, "data": live.fingerprint, "bad_samples": dict(live.bad)}
+    save_checkpoint(
+        target,
+        run.model,
+        run.tokenizer,
+        config,
+        live.optimizers if resumable else (),
+        state,
+        ema=live.ema,
+        ranks=run.ranks,
+    )
+
+
+def _has_stalled(run: Run, log: MetricsLog) -> bool:
+    config = run.recipe.training
+    return config.patience > 0 and log.evaluations_since_best(config.monitor) >= config.patience
+
+
+def _training_batches(run: Run, start: int) -> Iterator[Batch]:
+    config = run.recipe.training
+    return training_batches(
+        _batch_reader(run, run.train, run.augmentation),
+        config.batch_size,
+        start,
+        config.steps,
+        run.recipe.data.workers,
+        config.accumulation,
+        run.ranks.share,
+    )
 
 
 def _batch_reader(run: Run, dataset: CaptionDataset, augmentation: Augmentation | None = None) -> BatchReader:
@@ -239,27 +367,34 @@ def _batch_reader(run: Run, dataset: CaptionDataset, augmentation: Augmentation 
     )
 
 
-def _restore(run: Run, optimizers: Sequence[torch.optim.Optimizer], data_fingerprint: str) -> tuple[int, Counter[str]]:
-    """Continue from the newest sound checkpoint of the run folder: the step it stands at, and its bad samples."""
-    folder = next((path for path in sound_checkpoints(run.out) if (path / TRAINING).is_dir()), None)
+def _restore(run: Run, live: _Live) -> int:
+    """Continue from the newest sound checkpoint of the run folder; gives the step it stands at, 0 for a new run."""
+    folder = run.ranks.agree(lambda: _newest_checkpoint(run.out))
     if folder is None:
-        if checkpoints_of(run.out):
-            raise CheckpointRefused(f"every checkpoint in {run.out} is damaged: move the folder away to start again")
-        return 0, Counter()
-    state = load_training_state(folder, run.model, optimizers)
-    if state["data"] != data_fingerprint:
+        return 0
+    state = load_training_state(folder, run.model, live.optimizers, live.ema)
+    if state["data"] != live.fingerprint:
         raise UsageError(f"the data differ from those {run.out} was trained on: choose another --out")
     say(f"continuing from {folder}")
-    return int(state["step"]), Counter(state["bad_samples"])
+    live.bad.update(state["bad_samples"])
+    return int(state["step"])
 
 
-def _evaluate(run: Run, reader: BatchReader, should_stop: Callable[[], bool]) -> LossReport | None:
+def _newest_checkpoint(out: Path) -> Path | None:
+    folder = next((path for path in sound_checkpoints(out) if (path / TRAINING).is_dir()), None)
+    if folder is None and checkpoints_of(out):
+        raise CheckpointRefused(f"every checkpoint in {out} is damaged: move the folder away to start again")
+    return folder
+
+
+def _evaluate(run: Run, live: _Live, reader: BatchReader, should_stop: StopRequest) -> LossReport | None:
     """Losses on validation samples; None where there are none, or where a stop was asked for."""
     if len(reader.dataset) == 0:
         return None
-    batches = evaluation_batches(reader, run.recipe.training.batch_size)
     training = run.recipe.training
-    found = measure(run.model, batches, run.tokenizer, training.precision, run.device, should_stop)
+    batches = evaluation_batches(reader, training.batch_size // run.ranks.size, share=run.ranks.share)
+    with live.ema.swapped(run.model) if live.ema else nullcontext():
+        found = measure(run.model, batches, run.tokenizer, training.precision, run.device, should_stop, ranks=run.ranks)
     return found.report(training, run.recipe.eval.batch_size) if found is not None else None
 
 
@@ -285,17 +420,22 @@ def _show_evaluation(progress: ProgressLine, step: int, report: LossReport) -> N
     )
 
 
-def _count_bad(bad: Counter[str], batch: Batch, seen: int, most: float) -> None:
-    """Count unreadable samples by kind, name each kind once, and stop where there are too many."""
-    for kind in batch.skipped.keys() - bad.keys():
-        say(f"warning: unreadable sample ({kind}); others of the kind are counted in silence")
-    bad.update(batch.skipped)
+def _count_bad(run: Run, bad: Counter[str], micros: Sequence[Batch], seen: int) -> int:
+    """Count unreadable samples by kind, name each kind once, stop where there are too many; gives the readable ones."""
+    skipped = sum((batch.skipped for batch in micros), Counter[str]())
+    samples, missing = run.ranks.sum([sum(len(batch.keys) for batch in micros), skipped.total()])
+    if missing:
+        skipped = sum(run.ranks.gather(skipped), Counter[str]())
+        for kind in skipped.keys() - bad.keys():
+            say(f"warning: unreadable sample ({kind}); others of the kind are counted in silence")
+        bad.update(skipped)
     share = bad.total() / seen
-    if not batch.keys or (seen >= BAD_SAMPLES_JUDGED_AFTER and share > most):
+    if samples == 0 or (seen >= BAD_SAMPLES_JUDGED_AFTER and share > run.recipe.data.max_bad_fraction):
         kinds = ", ".join(f"{count} {kind}" for kind, count in bad.most_common())
         raise TooManyBadSamples(
             f"{bad.total()} of {seen} samples cannot be read ({kinds}): check the data, or raise data.max_bad_fraction"
         )
+    return int(samples)
 
 
 def _keep_newest(run: Run, keep: int) -> None:

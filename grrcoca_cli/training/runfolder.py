@@ -3,9 +3,9 @@
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import tomli_w
 
@@ -19,7 +19,10 @@ METRICS = "metrics.jsonl"
 LOSS_PICTURE = "loss.png"
 
 # What may differ when a run goes on: it changes no weight.
-FREE_ON_RESUME = {"data.workers", "data.in_memory", "data.max_bad_fraction", "training.save_every", "training.keep"}
+FREE_ON_RESUME = {
+    *("data.workers", "data.in_memory", "data.max_bad_fraction", "training.save_every", "training.keep"),
+    *("training.loggers", "distributed.strategy", "distributed.timeout"),
+}
 
 
 def flatten(tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,41 +67,88 @@ def newest_finished_run(root: Path) -> Path | None:
 
 
 class MetricsLog:
-    """``metrics.jsonl``: one row a training step, one an evaluation, each on disk as soon as it is known."""
+    """``metrics.jsonl``: one row a training step, one an evaluation, each on disk as soon as it is known.
+
+    In memory stand the evaluations, and of the training rows a thinned curve: a long run must not grow.
+
+    Attributes:
+        evaluations: Their rows.
+        curve: (step, contrastive loss, caption loss) of evenly spaced training steps, at most `CURVE_POINTS`.
+        last_step: The step of the last row.
+    """
+
+    CURVE_POINTS = 4096
 
     def __init__(self, out: Path, last_step: int) -> None:
         """Open the log, without rows after ``last_step``: they belong to steps that will be taken again."""
-        self.path = out / METRICS
-        self.rows = [row for row in read_metrics(out) if row["step"] <= last_step]
-        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self.path: Path | None = out / METRICS
+        self.evaluations: list[dict[str, Any]] = []
+        self.curve: list[tuple[int, float, float]] = []
+        self.last_step = 0
+        self._stride = 1
+        with explain_os_errors(self.path):
+            end = 0
+            self.path.touch()
+            for row, position in _rows_with_ends(self.path):
+                if row["step"] > last_step:
+                    break
+                self._note(row)
+                end = position
+            os.truncate(self.path, end)
+
+    def without_file(self) -> Self:
+        """The same rows, kept in memory alone: for the processes that do not write."""
+        self.path = None
+        return self
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a row."""
-        self.rows.append(row)
-        with explain_os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self._note(row)
+        if self.path:
+            with explain_os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
 
     def has_evaluation(self, step: int) -> bool:
         """Whether an evaluation after ``step`` steps is in the log."""
-        return any(row["step"] == step and is_evaluation(row) for row in reversed(self.rows))
+        return bool(self.evaluations) and self.evaluations[-1]["step"] == step
+
+    def evaluations_since_best(self, monitor: str) -> int:
+        """How many evaluations came after the one with the lowest validation loss ``monitor``; 0 without any."""
+        losses = [row[f"val_{monitor}"] for row in self.evaluations]
+        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
+    def _note(self, row: dict[str, Any]) -> None:
+        self.last_step = int(row["step"])
+        if is_evaluation(row):
+            self.evaluations.append(row)
+        elif self.last_step % self._stride == 0:
+            self.curve.append((self.last_step, row["contrastive_loss"], row["caption_loss"]))
+            if len(self.curve) > self.CURVE_POINTS:
+                self._stride *= 2
+                self.curve = [point for point in self.curve if point[0] % self._stride == 0]
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
     """Rows of ``metrics.jsonl``; a last line that a kill cut short is dropped."""
-    try:
-        lines = (out / METRICS).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    rows = []
-    for number, line in enumerate(lines):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if number + 1 < len(lines):
-                raise UsageError(
-                    f"{out / METRICS}, line {number + 1}: not JSON; move the file away to go on"
-                ) from error
-    return rows
+    path = out / METRICS
+    return [row for row, _ in _rows_with_ends(path)] if path.exists() else []
+
+
+def _rows_with_ends(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """Each row, and the position behind its line."""
+    position = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            position += len(line)
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                if file.read(1):
+                    raise UsageError(f"{path}, line {number + 1}: not JSON; move the file away to go on") from error
+                return
+            if not line.endswith(b"\n"):
+                return  # whole by chance; the next row must not join it
+            yield row, position
 
 
 def is_evaluation(row: Mapping[str, Any]) -> bool:
@@ -106,21 +156,20 @@ def is_evaluation(row: Mapping[str, Any]) -> bool:
     return any(key.startswith("val_") for key in row)
 
 
-def draw_losses(out: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def draw_losses(out: Path, log: MetricsLog) -> None:
     """Draw ``loss.png``: contrastive and caption loss over steps, training and validation."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = list(rows)
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, name in zip(figure.subplots(1, 2), ("contrastive_loss", "caption_loss"), strict=True):
-        for key, style in ((name, {"color": "0.7", "lw": 0.8}), (f"val_{name}", {"color": "tab:blue", "marker": "."})):
-            points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-            if points:
-                axes.plot(
-                    *zip(*points, strict=True), label="validation" if key.startswith("val") else "training", **style
-                )
+    for column, name in enumerate(("contrastive_loss", "caption_loss"), start=1):
+        axes = figure.add_subplot(1, 2, column)
+        if log.curve:
+            axes.plot(*_columns(log.curve, 0, column), color="0.7", lw=0.8, label="training")
+        if log.evaluations:
+            points = _columns(log.evaluations, "step", f"val_{name}")
+            axes.plot(*points, ".-", color="tab:blue", label="validation")
         axes.set(title=name.replace("_", " "), xlabel="step", ylabel="nats")
         axes.grid(alpha=0.3)
         axes.legend()
@@ -128,3 +177,7 @@ def draw_losses(out: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     with explain_os_errors(out / LOSS_PICTURE):
         figure.savefig(temporary, dpi=120, format="png")
         temporary.replace(out / LOSS_PICTURE)
+
+
+def _columns(rows: Sequence[Any], *names: str | int) -> list[list[float]]:
+    return [[row[name] for row in rows] for name in names]

@@ -13,7 +13,7 @@ from grrcoca_cli.captioner import Captioner
 from grrcoca_cli.cli import app
 from grrcoca_cli.commands.datasets import open_split
 from grrcoca_cli.config import DataConfig
-from grrcoca_cli.model.losses import contrastive_loss
+from grrcoca_cli.model.losses import Pairs, contrastive_loss
 
 LOSSES = ["contrastive_loss", "caption_loss", "coca_loss", "ppl_token", "ppl_word", "bits_per_byte"]
 RETRIEVAL = [f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
@@ -68,8 +68,10 @@ def test_losses_are_summed_before_they_are_divided(tiny_run: Path, phantom_studi
         tokens = torch.tensor([tokenizer.encode(sample.captions[0], 40)])
         with torch.inference_mode():
             output = model(picture, tokens, 0)
-        nll -= output.logits.log_softmax(-1).gather(1, output.targets.unsqueeze(1)).sum().item()
-        targets += len(output.targets)
+            hidden, _ = model.encode_text(tokens, 0)
+            logits = model.text_decoder.head(model.text_decoder.decode(hidden[:, :-1], output.memory))[0]
+        nll -= logits.log_softmax(-1).gather(1, tokens[0, 1:].unsqueeze(1)).sum().item()
+        targets += len(logits)
         text = tokenizer.decode(tokens[0].tolist())
         size, words = size + len(text.encode()), words + len(text.split())
         images.append(output.image_features)
@@ -78,7 +80,9 @@ def test_losses_are_summed_before_they_are_divided(tiny_run: Path, phantom_studi
     assert values["bits_per_byte"] == pytest.approx(nll / math.log(2) / size, rel=1e-5)
     assert values["ppl_word"] == pytest.approx(math.exp(nll / words), rel=1e-4)
     pairs = [
-        contrastive_loss(torch.cat(images[i : i + 2]), torch.cat(texts[i : i + 2]), model.logit_scale).item()
+        contrastive_loss(
+            Pairs.alone(torch.cat(images[i : i + 2]), torch.cat(texts[i : i + 2])), model.logit_scale
+        ).item()
         for i in (0, 2, 4)
     ]
     assert values["contrastive_loss"] == pytest.approx(sum(pairs) / 3, rel=1e-5)

@@ -7,7 +7,7 @@ import torch
 
 from grrcoca_cli.config import ModelConfig
 from grrcoca_cli.model.coca import CoCa
-from grrcoca_cli.model.losses import caption_nll, contrastive_loss
+from grrcoca_cli.model.losses import Pairs, contrastive_loss
 
 PAD, BOS, EOS = 0, 1, 2
 
@@ -52,6 +52,13 @@ def model(request: pytest.FixtureRequest) -> CoCa:
     return build(request.param)
 
 
+def logits(model: CoCa, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Next-token logits (T, V) at the target positions."""
+    hidden, _ = model.encode_text(tokens, PAD)
+    states, _ = model.predict(hidden, tokens, model.encode_image(images)[0], PAD)
+    return model.text_decoder.head(states)
+
+
 def test_every_parameter_is_initialised(model: CoCa, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = torch.empty
 
@@ -65,10 +72,7 @@ def test_every_parameter_is_initialised(model: CoCa, monkeypatch: pytest.MonkeyP
 
 def test_every_parameter_gets_a_gradient(model: CoCa) -> None:
     output = model.train()(*batch(), PAD)
-    loss = caption_nll(output.logits, output.targets) + contrastive_loss(
-        output.image_features, output.text_features, model.logit_scale
-    )
-    loss.backward()
+    (output.nll + model.pair_loss(Pairs.alone(output.image_features, output.text_features))).backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
 
 
@@ -91,7 +95,12 @@ def test_padding_changes_nothing(model: CoCa) -> None:
         alone = model(images[row : row + 1], tokens[row : row + 1, :length], PAD)
         torch.testing.assert_close(alone.text_features[0], together.text_features[row], atol=1e-5, rtol=1e-5)
         start = (0, 9, 14)[row]
-        torch.testing.assert_close(alone.logits, together.logits[start : start + length - 1], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            logits(model, images[row : row + 1], tokens[row : row + 1, :length]),
+            logits(model, images, tokens)[start : start + length - 1],
+            atol=2e-5,
+            rtol=1e-4,
+        )
 
 
 def test_the_class_token_sees_the_whole_caption(model: CoCa) -> None:
@@ -106,8 +115,7 @@ def test_the_class_token_sees_the_whole_caption(model: CoCa) -> None:
 
 def test_captions_depend_on_the_picture(model: CoCa) -> None:
     images, tokens = batch()
-    logits = model(images, tokens, PAD).logits
-    assert not torch.allclose(logits, model(images.flip(0), tokens, PAD).logits, atol=1e-6)
+    assert not torch.allclose(logits(model, images, tokens), logits(model, images.flip(0), tokens), atol=1e-6)
 
 
 def test_one_batch_overfits(model: CoCa) -> None:
@@ -115,8 +123,8 @@ def test_one_batch_overfits(model: CoCa) -> None:
     optimiser = torch.optim.AdamW(model.train().parameters(), lr=3e-3)
     for _ in range(60):
         output = model(images, tokens, PAD)
-        nll = caption_nll(output.logits, output.targets) / len(output.targets)
-        contrastive = contrastive_loss(output.image_features, output.text_features, model.logit_scale)
+        nll = output.nll / (tokens[:, 1:] != PAD).sum()
+        contrastive = model.pair_loss(Pairs.alone(output.image_features, output.text_features))
         optimiser.zero_grad()
         (2 * nll + contrastive).backward()
         optimiser.step()
@@ -126,8 +134,10 @@ def test_one_batch_overfits(model: CoCa) -> None:
 
 def test_targets_are_the_tokens_after_the_first() -> None:
     images, tokens = batch()
-    output = build({})(images, tokens, PAD)
-    assert output.targets.tolist() == [t for row in tokens.tolist() for t in row[1:] if t != PAD]
+    model = build({})
+    hidden, _ = model.encode_text(tokens, PAD)
+    _, targets = model.predict(hidden, tokens, model.encode_image(images)[0], PAD)
+    assert targets.tolist() == [t for row in tokens.tolist() for t in row[1:] if t != PAD]
 
 
 def test_positions_matter_to_the_image_encoder() -> None:
@@ -158,7 +168,9 @@ def test_temperature_stays_above_its_floor() -> None:
 def test_contrastive_loss_by_hand() -> None:
     features = torch.eye(2)
     expected = math.log(1 + math.exp(-1 / 0.5))
-    assert contrastive_loss(features, features, torch.tensor(math.log(2.0))).item() == pytest.approx(expected)
+    assert contrastive_loss(Pairs.alone(features, features), torch.tensor(math.log(2.0))).item() == pytest.approx(
+        expected
+    )
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:
@@ -166,6 +178,6 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
     for switch in (False, True):
         model = build({"gradient_checkpointing": switch}).train()
         output = model(*batch(), PAD)
-        (caption_nll(output.logits, output.targets) + output.image_features.sum()).backward()
+        (output.nll + output.image_features.sum()).backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     torch.testing.assert_close(*gradients)

