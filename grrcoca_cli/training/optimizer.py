@@ -1,22 +1,32 @@
-"""AdamW with CoCa's decay groups, Muon by choice for hidden matrices, and the learning-rate schedule."""
+"""What learns and how: frozen parts, AdamW with CoCa's decay groups, Muon by choice, the learning-rate schedule."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import nn
 
 from grrcoca_cli.config import TrainingConfig
+from grrcoca_cli.model.coca import CoCa
 
 UNDECAYED = ("token_embedding", "positions", "cls", "queries", "logit_scale")
 NOT_HIDDEN = ("patch_embedding", "head", "image_projection", "text_projection")
 
 
-def make_optimizers(model: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """AdamW (Loshchilov and Hutter, 2019) for all, or Muon (Jordan et al., 2024) for hidden matrices and AdamW beside.
+def freeze(model: CoCa, what: Literal["none", "image"]) -> None:
+    """Keep the image encoder (``image``; its poolers still learn) or nothing at its values; before `make_optimizers`.
 
-    Norms, biases, embeddings and the temperature do not decay. Muon's updates are scaled to AdamW's size (Liu et al.,
-    2025, eq. 4), so that both follow one learning rate.
+    A frozen parameter gets no gradient and no decay, and its tower saves no activations. Patch dropout is no
+    property of weights: in training mode a frozen encoder still leaves patches out, as ``model.patch_dropout`` says.
     """
+    if what == "image":
+        model.image_encoder.requires_grad_(False)
+
+
+def parameter_groups(
+    model: nn.Module, config: TrainingConfig
+) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters that learn: hidden matrices for Muon (none under AdamW), those that decay, those that do not."""
     hidden: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     undecayed: list[nn.Parameter] = []
@@ -30,6 +40,16 @@ def make_optimizers(model: nn.Module, config: TrainingConfig) -> list[torch.opti
             hidden.append(parameter)
         else:
             decayed.append(parameter)
+    return hidden, decayed, undecayed
+
+
+def make_optimizers(model: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """AdamW (Loshchilov and Hutter, 2019) for all, or Muon (Jordan et al., 2024) for hidden matrices and AdamW beside.
+
+    Norms, biases, embeddings and the temperature do not decay. Muon's updates are scaled to AdamW's size (Liu et al.,
+    2025, eq. 4), so that both follow one learning rate.
+    """
+    hidden, decayed, undecayed = parameter_groups(model, config)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": undecayed, "weight_decay": 0.0},
