@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from grrcoca_cli import __version__
 from grrcoca_cli.config import Recipe, apply_settings, build_recipe, read_recipe, recipe_names
-from grrcoca_cli.console import say
+from grrcoca_cli.console import duration, say
 from grrcoca_cli.errors import UsageError
+from grrcoca_cli.files import sha256_of
 from grrcoca_cli.training.checkpoint import (
     FORMAT_VERSION,
     CheckpointConfig,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from grrcoca_cli.data.base import CaptionDataset
     from grrcoca_cli.data.tokenizer import CaptionTokenizer
     from grrcoca_cli.model.coca import CoCa
+    from grrcoca_cli.training.loop import Run
+    from grrcoca_cli.training.ranks import Ranks
 
 TOKENIZER_CAPTIONS = 2_000_000
 """Most captions a tokenizer is trained on: more change little and take hours."""
@@ -67,8 +70,7 @@ def pretrain(options: Options) -> Path | None:
             raise UsageError(f"no shard matches {recipe.data.path!r}: give --data.\n{HOW_TO_GET_CC12M}")
     _check_resume(options.resume)
     with _session(recipe, options) as session:
-        tokenizer = session.tokenizer
-        model_config = recipe.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
+        model_config = recipe.model.model_copy(update={"vocab_size": session.tokenizer.vocab_size})
         recipe = recipe.model_copy(update={"model": model_config})
 
         import torch
@@ -76,7 +78,7 @@ def pretrain(options: Options) -> Path | None:
         from grrcoca_cli.model.coca import CoCa
 
         torch.manual_seed(recipe.training.seed)
-        return _run(recipe, options, CoCa(model_config).to(session.device), tokenizer, session)
+        return _run(recipe, options, CoCa(model_config).to(session.device), session)
 
 
 def finetune(options: Options, checkpoint: Path | None) -> Path | None:
@@ -86,17 +88,10 @@ def finetune(options: Options, checkpoint: Path | None) -> Path | None:
         raise UsageError("fine-tuning needs --checkpoint: a run folder of `grrcoca pretrain`, or a checkpoint in it")
     start = find_checkpoint(checkpoint)
     recipe = resolve_recipe(options, start)
-    with _opened(recipe, options) as opened:
-        if options.dry_run:
-            _dry_run(recipe, opened)
-            return None
-
+    with _session(recipe, options, start) as session:
         from grrcoca_cli.training.checkpoint import load_checkpoint
-        from grrcoca_cli.training.device import choose_device
 
-        device = choose_device(options.device)
-        loaded = load_checkpoint(start, device)
-        return _run(recipe, options, loaded.model, loaded.tokenizer, opened, device)
+        return _run(recipe, options, load_checkpoint(start, session.device).model, session)
 
 
 def finetune_recipe(dataset: str) -> str:
@@ -119,7 +114,7 @@ def resolve_recipe(options: Options, checkpoint: Path | None = None) -> Recipe:
         data["path"] = options.data
         if data.get("dataset") == "phantoms" and not options.dataset:
             data["dataset"] = "shards" if _looks_like_shards(options.data) else "folder"
-    tables = apply_settings({**tables, "data": data}, options.settings)
+    tables = _with_image_hash(apply_settings({**tables, "data": data}, options.settings))
     if checkpoint is not None:
         trained = read_config(checkpoint)
         free = {"patch_dropout", "gradient_checkpointing"}
@@ -128,6 +123,16 @@ def resolve_recipe(options: Options, checkpoint: Path | None = None) -> Recipe:
         training = {**tables.get("training", {}), "start": checkpoint_hash(checkpoint)}
         tables = {**tables, "model": trained.model.model_dump() | tables.get("model", {}), "training": training}
     return build_recipe(tables, f"recipe {options.recipe}")
+
+
+def _with_image_hash(tables: dict[str, Any]) -> dict[str, Any]:
+    """Name the file of image weights by its content, too: a run must not go on from another of the same name."""
+    path = tables.get("finetune", {}).get("image_weights")
+    if not path:
+        return tables
+    if not Path(path).is_file():
+        raise UsageError(f"no image weights at {path}: there is no such file")
+    return {**tables, "finetune": {**tables["finetune"], "image_hash": sha256_of(Path(path))[:12]}}
 
 
 def _looks_like_shards(path: str) -> bool:
@@ -139,20 +144,43 @@ def _check_resume(resume: str) -> None:
         raise UsageError(f"--resume {resume}: give auto (continue what --out holds, or start) or never")
 
 
+@dataclass(frozen=True)
+class _Session:
+    """What a run stands on: device, processes, data, tokenizer."""
+
+    device: torch.device
+    ranks: Ranks
+    opened: OpenedData
+    tokenizer: CaptionTokenizer
+
+
 @contextmanager
-def _opened(recipe: Recipe, options: Options) -> Iterator[OpenedData]:
-    """The recipe's data; what a dry run has to draw goes into a folder that does not stay."""
+def _session(recipe: Recipe, options: Options, checkpoint: Path | None = None) -> Iterator[_Session]:
+    """Meet the other processes and open the data; the first process draws and trains what is not there.
+
+    What a dry run has to draw goes into a folder that does not stay.
+    """
     from grrcoca_cli.commands.datasets import open_data
+    from grrcoca_cli.training.device import choose_device
+    from grrcoca_cli.training.ranks import join_ranks
 
-    with tempfile.TemporaryDirectory() as scratch:
-        yield open_data(recipe.data, Path(scratch) if options.dry_run else options.out)
+    device = choose_device(options.device)
+    with join_ranks(recipe.distributed.timeout) as ranks, tempfile.TemporaryDirectory() as scratch:
+        with ranks.first_goes_first():
+            opened = open_data(recipe.data, Path(scratch) if options.dry_run else options.out)
+            tokenizer = _tokenizer(recipe, opened.train, options, checkpoint)
+        yield _Session(device, ranks, opened, tokenizer)
 
 
-def _tokenizer(recipe: Recipe, train: CaptionDataset, options: Options) -> CaptionTokenizer:
-    """The recipe's tokenizer, the one an earlier start of this run trained, or a new one from the training captions."""
+def _tokenizer(
+    recipe: Recipe, train: CaptionDataset, options: Options, checkpoint: Path | None = None
+) -> CaptionTokenizer:
+    """The checkpoint's or the recipe's tokenizer, the one an earlier start of this run trained, or a new one."""
     from grrcoca_cli.data.tokenizer import CaptionTokenizer
 
     kept = options.out / "tokenizer.json"
+    if checkpoint is not None:
+        return CaptionTokenizer.load(checkpoint / "tokenizer.json")
     if recipe.data.tokenizer:
         return CaptionTokenizer.load(Path(recipe.data.tokenizer))
     if kept.exists():
@@ -173,26 +201,20 @@ def _captions(train: CaptionDataset, seed: int) -> Iterator[str]:
         yield from train.peek(index).captions
 
 
-def _run(
-    recipe: Recipe,
-    options: Options,
-    model: CoCa,
-    tokenizer: CaptionTokenizer,
-    opened: OpenedData,
-    device: torch.device,
-) -> Path:
+def _run(recipe: Recipe, options: Options, model: CoCa, session: _Session) -> Path | None:
     from grrcoca_cli.commands.datasets import augmentation, describe, image_reader
-    from grrcoca_cli.training.loop import Run, train
+    from grrcoca_cli.training.loop import Run, seconds_a_step, train
+    from grrcoca_cli.training.optimizer import freeze
 
-    data, training = recipe.data, recipe.training
-    for line in describe(opened, data, overlaps=False):
+    data, training, opened = recipe.data, recipe.training, session.opened
+    for line in describe(opened, data, overlaps=options.dry_run):
         say(line)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    say(f"model: {recipe.model.variant}, {recipe.model.size}, {parameters:,} parameters; on {device}")
+    _take_image_weights(recipe, model)
+    freeze(model, recipe.finetune.freeze)
     if training.accumulation > 1 and training.contrastive_weight and training.contrastive_batch == "micro":
         micro = training.batch_size // training.accumulation
         say(
-            f"note: with training.accumulation = {training.accumulation} a pair competes with the {micro - 1} others "
+            f'note: with training.contrastive_batch = "micro" a pair competes with the {micro - 1} others '
             f"of its micro-batch, not with the {training.batch_size - 1} of the whole batch"
         )
     contract = ImageContract(
@@ -211,40 +233,65 @@ def _run(
         recipe=recipe,
         out=options.out,
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=session.tokenizer,
         train=opened.train,
         validation=opened.validation,
         reader=image_reader(data, recipe.model.image_size),
         augmentation=augmentation(data),
         config=config,
-        device=device,
+        device=session.device,
+        ranks=session.ranks,
+    )
+    if options.dry_run:
+        _report_dry_run(run, opened, seconds_a_step(run))
+        return None
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    processes = f", {session.ranks.size} processes, {recipe.distributed.strategy}" if session.ranks.size > 1 else ""
+    say(
+        f"model: {recipe.model.variant}, {recipe.model.size}, {parameters:,} parameters; on {session.device}{processes}"
     )
     last = train(run, options.resume)
     say(f"finished: {last}")
     return last
 
 
-def _dry_run(recipe: Recipe, opened: OpenedData) -> None:
-    """Print what a run would do, without doing it."""
-    import torch
+def _take_image_weights(recipe: Recipe, model: CoCa) -> None:
+    if recipe.finetune.image_weights:
+        from grrcoca_cli.training.image_weights import load_image_weights
 
-    from grrcoca_cli.commands.datasets import describe
-    from grrcoca_cli.model.coca import CoCa
+        for line in load_image_weights(model, Path(recipe.finetune.image_weights)).lines():
+            say(line)
 
-    with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in CoCa(recipe.model).parameters())
-    for line in describe(opened, recipe.data, overlaps=True):
+
+def _report_dry_run(run: Run, opened: OpenedData, seconds: float) -> None:
+    """Print what a run would do, and what it would take, after it was tried for a few steps."""
+    from grrcoca_cli.training.estimates import estimate
+
+    recipe = run.recipe
+    found = estimate(recipe, len(run.train), _mean_tokens(run), run.ranks.size, run.device)
+    say(f"model: {recipe.model.variant}, {recipe.model.size}")
+    left = seconds * recipe.training.steps
+    for line in (*found.lines(), f"time: {seconds:.3g} s a step, measured: {duration(left)} without evaluations"):
         say(line)
-    epochs = recipe.training.steps * recipe.training.batch_size / max(len(opened.train), 1)
-    say(f"model: {recipe.model.variant}, {recipe.model.size}, {parameters:,} parameters")
-    say(f"training: {recipe.training.steps} steps of {recipe.training.batch_size}: {epochs:.1f} epochs")
-    say("dry run: nothing was trained")
+    say("dry run: nothing was kept")
     summary = {
         "schema": 1,
-        "train": len(opened.train),
-        "validation": len(opened.validation),
+        "train": len(run.train),
+        "validation": len(run.validation),
         "skipped": dict(opened.skipped),
-        "parameters": parameters,
-        "epochs": round(epochs, 2),
+        "parameters": sum(found.parameters.values()),
+        "epochs": round(found.epochs, 2),
+        "estimate": found.as_json(),
+        "seconds_per_step": round(seconds, 4),
+        "seconds_to_end": round(left, 1),
     }
-    print(json.dumps(summary))
+    if run.ranks.is_first:
+        print(json.dumps(summary))
+
+
+def _mean_tokens(run: Run) -> float:
+    """Tokens of a training caption as the model gets it, over up to a thousand samples spread over the set."""
+    length = run.recipe.model.context_length
+    indices = range(0, len(run.train), max(1, len(run.train) // 1000))
+    counts = [min(run.tokenizer.count(text), length) for i in indices for text in run.train.peek(i).captions]
+    return sum(counts) / len(counts)

@@ -52,7 +52,9 @@ def make_optimizers(model: nn.Module, config: TrainingConfig) -> list[torch.opti
     hidden, decayed, undecayed = parameter_groups(model, config)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": undecayed, "weight_decay": 0.0},
+        {"params": [parameter for parameter in undecayed if parameter.dim()], "weight_decay": 0.0},
+        # The temperature is never sharded, and one group cannot mix what is with what is not.
+        {"params": [parameter for parameter in undecayed if not parameter.dim()], "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
     if not hidden:

@@ -42,14 +42,19 @@ def test_a_swap_there_and_back_is_bit_exact() -> None:
     own = {name: value.clone() for name, value in model.state_dict().items()}
     fill(model, 0.3)
     ema.update(model)
-    fill_to = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(RuntimeError, match="evaluation failed"), ema.swapped(model):
-        for name, value in model.state_dict().items():
-            expected = (0.1 * own[name].float() + 0.9 * fill_to[name].float()).bfloat16()
-            torch.testing.assert_close(value, expected, rtol=1e-2, atol=0)
-        raise RuntimeError("evaluation failed")
+    filled = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def evaluate() -> None:
+        with ema.swapped(model):
+            for name, value in model.state_dict().items():
+                expected = (0.1 * own[name].float() + 0.9 * filled[name].float()).bfloat16()
+                torch.testing.assert_close(value, expected, rtol=1e-2, atol=0)
+            raise RuntimeError("evaluation failed")
+
+    with pytest.raises(RuntimeError, match="evaluation failed"):
+        evaluate()
     for name, value in model.state_dict().items():
-        assert torch.equal(value, fill_to[name])
+        assert torch.equal(value, filled[name])
 
 
 def test_it_goes_on_exactly_where_it_stopped() -> None:
@@ -64,14 +69,14 @@ def test_it_goes_on_exactly_where_it_stopped() -> None:
     model = linear()
     first = Ema(model, decay=0.999)
     walk(model, first, range(11))
-    kept = {name: tensor.clone() for name, tensor in first.state().items()}
+    kept = {name: tensor.clone() for name, tensor in first.averages.items()}
     second = Ema(linear(), decay=0.999)
-    second.load(kept)
+    second.load(kept, 11)
     walk(model, second, range(11, 30))
     for name, average in whole.averages.items():
         assert torch.equal(average, second.averages[name])
     with pytest.raises(KeyError):
-        second.load({"weight": kept["weight"]})
+        second.load({"weight": kept["weight"]}, 11)
 
 
 SHARDED = """
@@ -111,13 +116,13 @@ plain, sharded = Ema(one, 0.9), Ema(two, 0.9)
 assert all(isinstance(average, DTensor) for average in sharded.averages.values())
 for a, b in zip(walk(one, plain, range(4), True), walk(two, sharded, range(4), True), strict=True):
     torch.testing.assert_close(a, b)
-whole = {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in sharded.state().items()}
-for name, average in plain.state().items():
+whole = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in sharded.averages.items()}
+for name, average in plain.averages.items():
     torch.testing.assert_close(whole[name], average)
 for name, parameter in one.named_parameters():  # evaluations between the steps left no trace in the weights
     torch.testing.assert_close(dict(two.named_parameters())[name].full_tensor(), parameter)
 again = Ema(build(True), 0.9)
-again.load({name: tensor.clone() for name, tensor in whole.items()})
+again.load({name: tensor.clone() for name, tensor in whole.items()}, 4)
 for name, average in again.averages.items():
     assert torch.equal(average.full_tensor(), whole[name])
 dist.destroy_process_group()

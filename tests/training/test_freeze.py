@@ -7,7 +7,7 @@ import torch
 
 from grrcoca_cli.config import ModelConfig, TrainingConfig
 from grrcoca_cli.model.coca import CoCa
-from grrcoca_cli.model.losses import caption_nll, contrastive_loss
+from grrcoca_cli.model.losses import Pairs
 from grrcoca_cli.training.optimizer import freeze, make_optimizers
 
 TINY = {"size": "tiny", "image_size": 16, "image_layers": 1, "unimodal_layers": 1, "multimodal_layers": 1}
@@ -18,8 +18,7 @@ def train(model: CoCa, optimizer: Literal["adamw", "muon"]) -> None:
     for step in range(3):
         torch.manual_seed(step)
         output = model(torch.randn(4, 3, 16, 16), torch.randint(3, 300, (4, 6)), pad_id=0)
-        pairs = contrastive_loss(output.image_features, output.text_features, model.logit_scale)
-        (caption_nll(output.logits, output.targets) + pairs).backward()
+        (output.nll + model.pair_loss(Pairs.alone(output.image_features, output.text_features))).backward()
         for one in optimizers:
             one.step()
             one.zero_grad()
@@ -51,5 +50,5 @@ def test_a_group_may_be_empty() -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.dim() < 2)  # nothing that decays, no hidden matrix
     (adamw,) = make_optimizers(model, TrainingConfig(optimizer="muon"))
-    assert [len(group["params"]) > 0 for group in adamw.param_groups] == [False, True]
+    assert [len(group["params"]) > 0 for group in adamw.param_groups] == [False, True, True]
     train(model, "adamw")

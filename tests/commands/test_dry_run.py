@@ -1,0 +1,40 @@
+"""``--dry-run``: what a run would take, on stderr for people and on stdout for programs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from grrcoca_cli.commands.datasets import open_data
+from grrcoca_cli.commands.train import Options, finetune
+from grrcoca_cli.config import DataConfig
+from grrcoca_cli.training.checkpoint import count_parameters, find_checkpoint, load_checkpoint
+
+
+def test_a_dry_run_says_what_a_run_would_take(
+    tiny_run: Path, phantom_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("training.steps=30", "training.batch_size=8", "training.keep=4")
+    options = Options(
+        tmp_path / "x", "demo_finetune", settings, str(phantom_shards), "cpu", dry_run=True, dataset="shards"
+    )
+    assert finetune(options, tiny_run) is None
+    said = capsys.readouterr()
+    summary = json.loads(said.out)
+    assert summary["schema"] == 1
+    assert summary["parameters"] == count_parameters(find_checkpoint(tiny_run))
+    assert summary["epochs"] == round(30 * 8 / summary["train"], 2)
+    assert summary["seconds_per_step"] > 0
+    assert summary["seconds_to_end"] == pytest.approx(30 * summary["seconds_per_step"], abs=0.1)
+    found = summary["estimate"]
+    assert (found["images_seen"], found["micro_batch"], found["checkpoints"]) == (240, 8, 5)
+    assert "16-bit weights" not in said.err
+    for word in ("parameters: ", "240 pictures seen", "arithmetic: ", "memory of a device: ", "5 checkpoints"):
+        assert word in said.err
+    assert not (tmp_path / "x").exists()
+    # The mean is over the captions' real tokens.
+    loaded = load_checkpoint(find_checkpoint(tiny_run))
+    train = open_data(DataConfig(dataset="shards", path=str(phantom_shards)), tmp_path).train
+    lengths = [loaded.tokenizer.count(caption) for i in range(len(train)) for caption in train.peek(i).captions]
+    kept = [min(length, loaded.config.model.context_length) for length in lengths]
+    assert found["mean_tokens"] == pytest.approx(sum(kept) / len(kept))
