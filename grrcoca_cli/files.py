@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,26 @@ from grrcoca_cli.errors import CheckpointRefused, OutOfResources, RunFolderInUse
 
 MANIFEST = "MANIFEST.json"
 
+PARTIAL = ".partial"
+"""Ends the hidden names of what is being written; what a kill leaves of it can be told by that."""
+
 
 @contextmanager
-def explain_os_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk, a missing permission and their like into one line that names ``path``."""
+def explain_os_errors(path: Path, need: int = 0) -> Iterator[None]:
+    """Turn a full disk, a missing permission and their like into one line that names ``path``.
+
+    Args:
+        path: What is written.
+        need: Its size in bytes, where it is known.
+    """
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(_existing(path)).free
+            needed = f"{need / 1e6:.1f} MB needed, " if need else ""
             raise OutOfResources(
-                f"no space left to write {path} ({free / 1e6:.0f} MB free): free some or choose another --out"
+                f"no space left to write {path} ({needed}{free / 1e6:.1f} MB free): free some or choose another --out"
             ) from error
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -45,8 +54,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         UsageError: The folder cannot be written to.
     """
     data = content.encode() if isinstance(content, str) else content
-    with explain_os_errors(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with explain_os_errors(path, len(data)):
+        handle, name = tempfile.mkstemp(PARTIAL, f".{path.name}.", path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -65,18 +74,22 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, need: int = 0) -> Iterator[Path]:
     """A temporary folder that becomes ``target`` when the block ends well: sealed by a manifest, flushed, renamed.
 
-    An existing ``target`` is replaced. On any error nothing is left behind.
+    An existing ``target`` is replaced. On any error nothing is left behind, and what was there stays.
+
+    Args:
+        target: The folder to be.
+        need: Its size in bytes, to name where the disk is full.
 
     Raises:
         OutOfResources: The disk is full.
         UsageError: The folder cannot be written to.
     """
-    with explain_os_errors(target):
+    with explain_os_errors(target, need):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        temporary = Path(tempfile.mkdtemp(PARTIAL, f".{target.name}.", target.parent))
         try:
             yield temporary
             files = sorted(path for path in temporary.rglob("*") if path.is_file())
@@ -89,17 +102,35 @@ def new_folder(target: Path) -> Iterator[Path]:
             for folder in [*(path for path in temporary.rglob("*") if path.is_dir()), temporary]:
                 _open_by_umask(folder, 0o777)
                 _flush(folder)
-            if target.exists():
-                shutil.rmtree(target)
-            temporary.rename(target)
+            _put_in_place(temporary, target)
             _flush(target.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
 
 
-def verify_folder(folder: Path) -> None:
-    """Compare a folder with its manifest.
+def _put_in_place(temporary: Path, target: Path) -> None:
+    """Rename; what stands there goes aside first, so that it is back where the renaming fails."""
+    if not target.exists():
+        temporary.rename(target)
+        return
+    aside = temporary.with_name(f"{temporary.name}.old{PARTIAL}")
+    try:
+        target.rename(aside)
+        temporary.rename(target)
+    except BaseException:
+        if aside.exists():
+            aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def verify_folder(folder: Path, needed: Collection[str] = ()) -> None:
+    """Compare a folder with its manifest. Files that the manifest does not list may lie beside the others.
+
+    Args:
+        folder: What `new_folder` made.
+        needed: Names of files that the manifest must list.
 
     Raises:
         CheckpointRefused: The manifest is absent or damaged, or a file is missing or differs in size or hash.
@@ -109,8 +140,10 @@ def verify_folder(folder: Path) -> None:
         listed = {folder / str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries.items()}
     except FileNotFoundError as error:
         raise CheckpointRefused(f"{folder} is not a complete checkpoint: it has no {MANIFEST}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointRefused(f"{folder / MANIFEST} is damaged") from error
+    if unlisted := sorted(name for name in needed if folder / name not in listed):
+        raise CheckpointRefused(f"{folder / MANIFEST} does not list {unlisted[0]}: it is damaged or of something else")
     for path, (size, sha256) in listed.items():
         if not path.is_file():
             raise CheckpointRefused(f"{path} is missing: copy the checkpoint again, whole")
@@ -147,17 +180,33 @@ def _flush(path: Path) -> None:
 def lock_folder(folder: Path) -> Iterator[None]:
     """Hold a run folder for this process; the lock falls with the process, however it ends.
 
+    What an earlier holder had half written when it was killed is removed, there and one folder down.
+
     Raises:
         RunFolderInUse: Another process holds it.
+        UsageError: The folder cannot be written to, or its file system has no locks.
     """
+    lock = folder / "run.lock"
     with explain_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / "run.lock", os.O_CREAT | os.O_RDWR, 0o666)
+        handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o666)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunFolderInUse(f"{folder} is in use by another run: wait for it, or choose another --out") from error
+        except OSError as error:
+            raise UsageError(f"{lock} cannot be locked ({error.strerror}): choose --out on another disk") from error
+        _remove_partial(folder)
         yield
     finally:
         os.close(handle)
+
+
+def _remove_partial(folder: Path) -> None:
+    """Checkpoints are large: a run that is killed every few hours must not fill its disk with halves."""
+    for path in [*folder.glob(f".*{PARTIAL}"), *folder.glob(f"*/.*{PARTIAL}")]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -5,13 +5,14 @@ import time
 from types import FrameType
 from typing import Self
 
-_ONE_KEYSTROKE = 1.0  # seconds
+PATIENCE = 1.0
+"""Seconds in which a second SIGINT counts as the same one: a launcher passes on what the whole group was sent."""
 
 
 class StopRequest:
-    """While active, the first SIGINT or SIGTERM sets a flag; a later SIGINT interrupts at once.
+    """While active, the first SIGINT or SIGTERM sets a flag; a later SIGINT, a person's second, interrupts at once.
 
-    Only one that comes a second later: a launcher and a terminal may both pass on what was one keystroke.
+    SIGTERM never interrupts: schedulers and launchers repeat it, and what it asks for is to save.
 
     Used as a context manager in the main thread; the former handlers come back at its end.
     """
@@ -34,6 +35,7 @@ class StopRequest:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.signal is None:
-            self.signal, self._since = signal.Signals(number), time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - self._since > _ONE_KEYSTROKE:
+            self.signal = signal.Signals(number)
+            self._since = time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._since > PATIENCE:
             raise KeyboardInterrupt

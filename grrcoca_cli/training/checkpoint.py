@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +106,10 @@ def save_checkpoint(
     published = weights if ema is None else whole(ema.averages)
     moments = whole(_optimizer_tensors(model, optimizers))
 
+    need = sum(tensor.nbytes for tensors in (published, moments) for tensor in tensors.values())
+
     def write() -> None:
-        with new_folder(target) as folder:
+        with new_folder(target, need) as folder:
             _save_tensors(published, folder / WEIGHTS)
             (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
             tokenizer.save(folder / TOKENIZER)
@@ -137,7 +141,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
     from grrcoca_cli.model.coca import CoCa
     from grrcoca_cli.model.initialise import WithoutFirstValues
 
-    verify_folder(folder)
+    verify_checkpoint(folder)
     config = read_config(folder)
     with torch.device("meta"), WithoutFirstValues():
         model = CoCa(config.model)
@@ -148,7 +152,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
 def load_training_state(
     folder: Path, model: CoCa, optimizers: Sequence[torch.optim.Optimizer], ema: Ema | None = None
 ) -> dict[str, Any]:
-    """Put weights, their average and the optimisers back as they were in ``folder``; gives its ``state``."""
+    """Put weights, their average and the optimisers back as they were when ``folder`` was saved; gives its ``state``."""
     import torch
     from safetensors.torch import load_file
 
@@ -187,7 +191,7 @@ def read_config(folder: Path) -> CheckpointConfig:
         version = raw["format_version"]
     except FileNotFoundError as error:
         raise CheckpointRefused(f"{folder} is not a checkpoint: it has no {CONFIG}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointRefused(f"{path} is damaged or not a grrcoca checkpoint's") from error
     if version != FORMAT_VERSION:
         raise CheckpointRefused(f"{path} has format version {version}; this grrcoca reads {FORMAT_VERSION}: update it")
@@ -201,7 +205,7 @@ def read_config(folder: Path) -> CheckpointConfig:
 
 def checkpoints_of(run: Path) -> list[Path]:
     """Checkpoint folders of a run folder, newest first, whether or not they are sound."""
-    found = [path for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdigit() and path.is_dir()]
+    found = [path for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdecimal() and path.is_dir()]
     return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
 
 
@@ -209,11 +213,21 @@ def sound_checkpoints(run: Path) -> Iterator[Path]:
     """Those of `checkpoints_of` that agree with their manifest, newest first; damaged ones are named on stderr."""
     for folder in checkpoints_of(run):
         try:
-            verify_folder(folder)
+            verify_checkpoint(folder)
         except CheckpointRefused as error:
             say(f"warning: {error}; trying the checkpoint before it")
             continue
         yield folder
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Compare a checkpoint with its manifest, which must list all that is loaded.
+
+    Raises:
+        CheckpointRefused: It is damaged or incomplete.
+    """
+    resumable = (f"{TRAINING}/{OPTIMIZER}", f"{TRAINING}/{STATE}") if (folder / TRAINING).is_dir() else ()
+    verify_folder(folder, (WEIGHTS, CONFIG, TOKENIZER, *resumable))
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -239,21 +253,35 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def checkpoint_hash(folder: Path) -> str:
-    """Short hash of a verified checkpoint's weights, for naming the model in results; taken from its manifest."""
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    return str(manifest["files"][WEIGHTS]["sha256"])[:12]
+    """Short hash of a checkpoint's weights, for naming the model in results; taken from its manifest.
+
+    Raises:
+        CheckpointRefused: The manifest is absent or damaged.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return str(manifest["files"][WEIGHTS]["sha256"])[:12]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointRefused(f"{folder / MANIFEST} is absent or damaged: copy the checkpoint again") from error
 
 
 def count_parameters(folder: Path) -> int:
-    """Parameters in a checkpoint's weight file, from its header alone."""
-    with (folder / WEIGHTS).open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    """Parameters in a checkpoint's weight file, from its header alone.
+
+    Raises:
+        CheckpointRefused: The file is absent or not safetensors.
+    """
+    path = folder / WEIGHTS
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, path.stat().st_size)))
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointRefused(f"{path} cannot be read as safetensors: copy it again") from error
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    import errno
-
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -267,9 +295,8 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(unique, path)
     except SafetensorError as error:
-        # It hides the cause in its text; 28 is ENOSPC.
-        if "code: 28" in str(error) or "StorageFull" in str(error):
-            raise OSError(errno.ENOSPC, "no space left", str(path)) from error
+        if code := re.search(r"os error (\d+)", str(error)):  # the cause is in its text alone
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
         raise
 
 

@@ -105,8 +105,9 @@ class MetricsLog:
         """Append a row."""
         self._note(row)
         if self.path:
-            with explain_os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            line = json.dumps(row) + "\n"
+            with explain_os_errors(self.path, len(line)), self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
 
     def has_evaluation(self, step: int) -> bool:
         """Whether an evaluation after ``step`` steps is in the log."""
@@ -129,7 +130,11 @@ class MetricsLog:
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """Rows of ``metrics.jsonl``; a last line that a kill cut short is dropped."""
+    """Rows of ``metrics.jsonl``; a last line that a kill cut short is dropped.
+
+    Raises:
+        UsageError: Another line is not a row.
+    """
     path = out / METRICS
     return [row for row, _ in _rows_with_ends(path)] if path.exists() else []
 
@@ -138,17 +143,22 @@ def _rows_with_ends(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
     """Each row, and the position behind its line."""
     position = 0
     with path.open("rb") as file:
-        for number, line in enumerate(file):
+        for number, line in enumerate(file, start=1):
             position += len(line)
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                if file.read(1):
-                    raise UsageError(f"{path}, line {number + 1}: not JSON; move the file away to go on") from error
-                return
-            if not line.endswith(b"\n"):
-                return  # whole by chance; the next row must not join it
-            yield row, position
+            row = _row_of(line)
+            if row is not None:
+                yield row, position
+            elif file.read(1):
+                raise UsageError(f"{path}, line {number}: not a row of metrics; move the file away to go on")
+
+
+def _row_of(line: bytes) -> dict[str, Any] | None:
+    """The row of a whole line, or None."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if line.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def is_evaluation(row: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from grrcoca_cli.cli import app
 from grrcoca_cli.config import GenerationConfig, ModelConfig
 from grrcoca_cli.data.tokenizer import CaptionTokenizer
 from grrcoca_cli.errors import CheckpointRefused, UsageError
-from grrcoca_cli.files import write_atomically
+from grrcoca_cli.files import sha256_of, write_atomically
 from grrcoca_cli.model.coca import CoCa
 from grrcoca_cli.training.checkpoint import (
     CheckpointConfig,
@@ -93,6 +93,14 @@ def test_atomic_writing_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def seal(folder: Path) -> None:
+    """A manifest that fits, as an attacker would write one."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "MANIFEST.json"]
+    entries = {path: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
+    named = {str(path.relative_to(folder)): entry for path, entry in entries.items()}
+    (folder / "MANIFEST.json").write_text(json.dumps({"files": named}))
+
+
 class Harmful:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, ("touch harmed",)
@@ -104,13 +112,13 @@ def test_a_pickle_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     saved(tmp_path / "c")
     evil = pickle.dumps(Harmful())
     target = tmp_path / "c"
-    (target / "MANIFEST.json").write_text(json.dumps({"files": {}}))  # an attacker writes one that fits
     if place == "file":
         target = tmp_path / "model.pt"
         target.write_bytes(evil)
     else:
         names = {"weights": "model.safetensors", "tokenizer": "tokenizer.json", "config": "config.json"}
         (target / names[place]).write_bytes(evil)
+        seal(target)
     with pytest.raises(CheckpointRefused):
         load_checkpoint(find_checkpoint(target))
     assert not (tmp_path / "harmed").exists()
@@ -133,7 +141,7 @@ def test_a_config_that_does_not_fit(tmp_path: Path, change: object, said: str) -
     config = json.loads(path.read_text())
     change(config)  # type: ignore[operator]
     path.write_text(json.dumps(config))
-    (tmp_path / "c" / "MANIFEST.json").write_text(json.dumps({"files": {}}))
+    seal(tmp_path / "c")
     with pytest.raises(CheckpointRefused, match=said):
         load_checkpoint(tmp_path / "c")
 
