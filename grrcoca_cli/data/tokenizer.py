@@ -88,7 +88,12 @@ class CaptionTokenizer:
 
     def save(self, path: Path) -> None:
         """Write the tokenizer as JSON to ``path``, by custom ``tokenizer.json``."""
-        path.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
+        path.write_text(self.to_json(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """What `save` writes."""
+        text: str = self._tokenizer.to_str(pretty=True)
+        return text
 
     @property
     def vocab_size(self) -> int:

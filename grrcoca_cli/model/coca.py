@@ -9,14 +9,8 @@ from torch import Tensor, nn
 
 from grrcoca_cli.config import ModelConfig
 from grrcoca_cli.model.initialise import init_weights
-from grrcoca_cli.model.losses import (
-    Pairs,
-    TokenStatistics,
-    caption_nll,
-    contrastive_loss,
-    sigmoid_loss,
-    token_statistics,
-)
+from grrcoca_cli.model.linear_cross_entropy import TokenStatistics, linear_cross_entropy, token_statistics
+from grrcoca_cli.model.losses import Pairs, contrastive_loss, sigmoid_loss
 from grrcoca_cli.model.pooler import AttentionalPooler
 from grrcoca_cli.model.text import TextDecoder
 from grrcoca_cli.model.vision import VisionTransformer
@@ -31,6 +25,7 @@ class CoCaOutput(NamedTuple):
         image_features, text_features: Unit vectors (B, E).
         memory: The captioner's image tokens (B, Q, Dm), for decoding the same pictures.
         nll: Summed negative log-likelihood of the target tokens in nats, a scalar; None if only features were wanted.
+            Over the count of targets of the whole global batch it is the caption loss; CoCa (eq. 4) leaves it a sum.
         tokens: The same by token, if wanted.
     """
 
@@ -107,7 +102,7 @@ class CoCa(nn.Module):
         states, targets = self.predict(hidden, tokens, memory, pad_id)
         weight = self.text_decoder.head.weight
         if want == "loss":
-            return output._replace(nll=caption_nll(states, weight, targets))
+            return output._replace(nll=linear_cross_entropy(states, weight, targets))
         statistics = token_statistics(states, weight, targets)
         return output._replace(nll=statistics.nll.sum(), tokens=statistics)
 

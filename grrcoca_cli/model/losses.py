@@ -1,4 +1,4 @@
-"""CoCa's two losses and SigLIP's, as this project defines them."""
+"""The contrastive losses, CoCa's and SigLIP's, as this project defines them; the caption loss is the neighbour's."""
 
 from typing import NamedTuple
 
@@ -71,33 +71,3 @@ def _sigmoid_block(images: Tensor, texts: Tensor, logit_scale: Tensor, logit_bia
     places = torch.arange(len(images), device=images.device).unsqueeze(1) + diagonal
     is_pair = places == torch.arange(len(texts), device=images.device)
     return -F.logsigmoid(torch.where(is_pair, logits, -logits)).sum()
-
-
-def caption_nll(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Summed negative log-likelihood, in nats, of target tokens (T,) after states (T, D) under a head (V, D).
-
-    Divided by the count of targets of the whole global batch it is the caption loss; CoCa (eq. 4) leaves it a sum.
-    """
-    return F.cross_entropy(F.linear(states, weight).float(), targets, reduction="sum")
-
-
-class TokenStatistics(NamedTuple):
-    """What a model makes of each target token, each (T,).
-
-    Attributes:
-        nll: Negative log-likelihood in nats.
-        confidence: Probability of the likeliest token.
-        correct: Whether that one was the target.
-    """
-
-    nll: Tensor
-    confidence: Tensor
-    correct: Tensor
-
-
-def token_statistics(states: Tensor, weight: Tensor, targets: Tensor) -> TokenStatistics:
-    """`caption_nll` by token, and how sure and how right the model was."""
-    logits = F.linear(states, weight).float()  # (T, V)
-    best, guess = logits.max(dim=-1)
-    nll = F.cross_entropy(logits, targets, reduction="none")
-    return TokenStatistics(nll, (best - logits.logsumexp(dim=-1)).exp(), guess == targets)

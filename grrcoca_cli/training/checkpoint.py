@@ -152,7 +152,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
 def load_training_state(
     folder: Path, model: CoCa, optimizers: Sequence[torch.optim.Optimizer], ema: Ema | None = None
 ) -> dict[str, Any]:
-    """Put weights, their average and the optimisers back as they were when ``folder`` was saved; gives its ``state``."""
+    """Put weights, their average and the optimisers back as they are in ``folder``; gives its ``state``."""
     import torch
     from safetensors.torch import load_file
 

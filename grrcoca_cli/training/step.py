@@ -193,7 +193,7 @@ def forward(
     device: torch.device,
     want: Literal["features", "loss", "tokens"],
 ) -> CoCaOutput:
-    """``model`` on ``batch``; an empty one runs on a stand-in, without effect, since other processes may wait for it."""
+    """``model`` on ``batch``; an empty one has a stand-in without effect, since other processes may wait for this one."""
     images, tokens = batch.images, batch.tokens
     if not batch.keys:
         images = images.new_zeros(1, *images.shape[1:])

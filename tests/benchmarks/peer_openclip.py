@@ -121,7 +121,9 @@ def caption_lengths(settings: dict[str, Any], device: torch.device) -> tuple[Wor
     return (lambda: None), {"lengths": (rows != 0).sum(dim=1).tolist()}
 
 
-def facts(model: torch.nn.Module, forward_backward: Work | None = None, settings: dict[str, Any] | None = None) -> Answer:
+def facts(
+    model: torch.nn.Module, forward_backward: Work | None = None, settings: dict[str, Any] | None = None
+) -> Answer:
     """Parameters and, where asked for, floating-point operations of a training step's products."""
     found: Answer = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
     if forward_backward is not None and settings and settings.get("count_flops"):

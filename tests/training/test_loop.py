@@ -199,7 +199,7 @@ def test_a_second_run_in_one_folder_is_refused(phantom_shards: Path, tmp_path: P
 def test_a_loss_that_is_not_finite_ends_before_the_step(
     phantom_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = coca.caption_nll
+    real = coca.linear_cross_entropy
     calls = []
 
     def broken(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -207,7 +207,7 @@ def test_a_loss_that_is_not_finite_ends_before_the_step(
         # After a trial batch and four steps of two halves: the fifth step, first half.
         return real(states, weight, targets) * (float("nan") if len(calls) == 10 else 1)
 
-    monkeypatch.setattr(coca, "caption_nll", broken)
+    monkeypatch.setattr(coca, "linear_cross_entropy", broken)
     code, err = pretrain(phantom_shards, tmp_path / "run")
     assert code == 6
     assert "nothing was updated" in err
