@@ -55,7 +55,8 @@ class Estimate:
         needs = ", ".join(f"{name} {amount(size, 'B')}" for name, size in self.memory.items() if size)
         return [
             f"parameters: {total:,}: {parts}" + (f"; {amount(frozen)} frozen" if frozen else ""),
-            f"training: {self.steps:,} steps, {self.epochs:.1f} epochs, {self.images_seen:,} pictures seen",
+            f"training: {self.steps:,} steps of {self.images_seen // self.steps:,}: {self.epochs:.1f} epochs, "
+            f"{self.images_seen:,} pictures seen",
             f"arithmetic: {amount(self.flops_per_step, 'FLOP')} a step with captions of {self.mean_tokens:.0f} tokens, "
             f"their mean; {amount(self.flops_per_step_padded, 'FLOP')} with {self.context_length}",
             f"memory of a device: at least {amount(sum(self.memory.values()), 'B')} for {self.micro_batch} pairs at "
