@@ -46,6 +46,10 @@ def test_the_wheel_works_outside_the_tree(installed: Path, tmp_path: Path) -> No
     assert {line.split()[0] for line in run("grrcoca", "ls", "recipes").splitlines()} == {
         path.stem for path in (ROOT / "recipes").glob("*.toml")
     }
+    find_launch = (
+        "from grrcoca_cli.config import recipe_folder as f; print(*(p.name for p in (f() / 'launch').iterdir()))"
+    )
+    assert set(run("python", "-c", find_launch).split()) == {path.name for path in (ROOT / "recipes/launch").iterdir()}
     settings = ["training.steps=1", "training.batch_size=8", "data.phantoms=20", "eval.limit=8", "model.image_size=32"]
     flags = [part for setting in settings for part in ("--set", setting)]
     run("grrcoca", "pretrain", "--recipe", "demo", "--out", "run", "--device", "cpu", *flags)
