@@ -13,6 +13,9 @@ FIND_TEMPLATE = (
     "import grrcoca_cli.evaluation.report as r, pathlib; "
     "print(pathlib.Path(r.__file__).with_name('report.html.j2').is_file())"
 )
+LIST_TEMPLATES = (
+    "import grrcoca_cli.config as c, pathlib; print(*(path.name for path in (c.recipe_folder() / 'launch').iterdir()))"
+)
 
 
 @pytest.fixture(scope="module")
