@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import sys
 from collections import Counter
@@ -12,18 +13,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from grrcoca_cli import __version__
 from grrcoca_cli.commands.caption_rows import FORMATS, SCHEMA, Row, RowWriter, finished, key_of
-from grrcoca_cli.config import GenerationConfig, apply_settings, build_recipe
+from grrcoca_cli.config import DistributedConfig, GenerationConfig, apply_settings, build_recipe
 from grrcoca_cli.console import ProgressLine, plain, say
 from grrcoca_cli.errors import ExitCode, NotAnImage, StoppedAndSaved, UnreadableImage, UsageError
 from grrcoca_cli.files import explain_os_errors, sha256_of, write_atomically
 from grrcoca_cli.signals import StopRequest
 from grrcoca_cli.training.checkpoint import checkpoint_hash, find_checkpoint, read_config
+from grrcoca_cli.training.ranks import join_ranks
 from medical.sources import ImageInput
 
 if TYPE_CHECKING:
@@ -80,17 +82,26 @@ def caption(options: Options) -> ExitCode:
     settings = _generation(options.settings)
     generation = build_recipe({"generation": config.generation.model_dump() | settings}, "--set").generation
 
-    counts: Counter[str] = Counter()
-    tasks = list(_tasks(options, counts))
     out_file = options.out if options.format != "sr" else None
-    done = finished(out_file, options.format, _made_with(options, folder, generation, tasks)) if out_file else set()
-    counts["known"] = len(tasks)
-    if done:
-        tasks = [task for task in tasks if _known_as(task, options) not in done]
-        say(f"{options.out} holds {len(done)} of the results already; going on behind them")
     with ExitStack() as stack:
+        ranks = stack.enter_context(join_ranks(DistributedConfig().timeout))
+
+        def find() -> tuple[list[Task], Counter[str], int]:
+            counts: Counter[str] = Counter()
+            tasks = list(_tasks(options, counts))
+            counts["known"] = len(tasks)
+            made_with = _made_with(options, folder, generation, tasks)
+            done = finished(out_file, options.format, made_with) if out_file else set()
+            left = [task for task in tasks if _known_as(task, options) not in done] if done else tasks
+            return left, counts, len(done)
+
+        tasks, counts, done = ranks.agree(find)
+        if done:
+            say(f"{options.out} holds {done} of the results already; going on behind them")
+        batches = [tasks[start : start + BATCH] for start in range(0, len(tasks), BATCH)]
+        own = batches[ranks.rank :: ranks.size]
         window = options.window or config.image.window
-        pictures = _pictures(tasks, None if window == "auto" else window)
+        pictures = _pictures([task for batch in own for task in batch], None if window == "auto" else window)
         reading = stack.enter_context(ThreadPoolExecutor(1))
         first = reading.submit(next, pictures, None)  # workers start and read while this thread imports torch
 
@@ -99,17 +110,25 @@ def caption(options: Options) -> ExitCode:
         captioner = Captioner.load(folder, options.device)
         say(f"captioning with {captioner.checkpoint.folder}\n{NOTICE}")
         model = {"model": f"{config.model.variant} {config.model.size}", "model_hash": checkpoint_hash(folder)}
-        write = stack.enter_context(_writer(options, model, header=not done))
+        # Of several processes the first one writes.
+        write = stack.enter_context(_writer(options, model, header=not done)) if ranks.is_first else None
         stop = stack.enter_context(StopRequest()) if options.out else None
         newest = first.result()
-        found = zip(tasks, chain([] if newest is None else [newest], pictures), strict=True)
-        job = _Job(captioner, generation, model, write, stop, ProgressLine())
-        for start in range(0, len(tasks), BATCH):
-            _caption_batch(job, list(islice(found, BATCH)), start, counts)
-            if len(tasks) > BATCH:
-                job.progress.show(f"{min(start + BATCH, len(tasks))}/{len(tasks)} pictures")
-        job.progress.close()
-    return _summary(counts)
+        found = chain([] if newest is None else [newest], pictures)
+        progress = ProgressLine()
+        for turn in range(math.ceil(len(batches) / ranks.size)):
+            if ranks.any(stop is not None and stop()):
+                raise StoppedAndSaved("stopped; the rows so far are kept: run the same command to go on")
+            batch = own[turn] if turn < len(own) else []
+            start = (turn * ranks.size + ranks.rank) * BATCH
+            captioned = _caption_batch(captioner, generation, model, list(zip(batch, found, strict=False)), start)
+            for part in ranks.gather(captioned):
+                if write is not None:
+                    _write_rows(write, part, counts, progress)
+            if len(batches) > 1:
+                progress.show(f"{min((turn + 1) * ranks.size * BATCH, len(tasks))}/{len(tasks)} pictures")
+        progress.close()
+        return ranks.agree(lambda: _summary(counts))
 
 
 def _made_with(options: Options, folder: Path, generation: GenerationConfig, tasks: Sequence[Task]) -> dict[str, Any]:
@@ -262,35 +281,38 @@ def _pictures(tasks: Sequence[Task], window: str | None) -> Iterator[RadiologyIm
         yield task.input.refusal or next(found)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What captioning a batch takes."""
-
-    captioner: Captioner
-    generation: GenerationConfig
-    model: dict[str, str]
-    write: Write
-    stop: StopRequest | None
-    progress: ProgressLine
-
-
 def _caption_batch(
-    job: _Job,
+    captioner: Captioner,
+    generation: GenerationConfig,
+    model: dict[str, str],
     pairs: Sequence[tuple[Task, RadiologyImage | UnreadableImage]],
     start: int,
+) -> list[tuple[Task, dict[str, Any] | UnreadableImage]]:
+    """Caption some pictures together: each one's row, or why there is none; ``start`` counts the pictures before."""
+    pixels = [found.pixels for _, found in pairs if not isinstance(found, UnreadableImage)]
+    captions = iter(captioner.caption_pixels(pixels, generation, seed_offset=start) if pixels else [])
+    return [
+        (
+            task,
+            found
+            if isinstance(found, UnreadableImage)
+            else _described({"schema": SCHEMA, **task.row}, next(captions), model, found),
+        )
+        for task, found in pairs
+    ]
+
+
+def _write_rows(
+    write: Write,
+    captioned: Sequence[tuple[Task, dict[str, Any] | UnreadableImage]],
     counts: Counter[str],
+    progress: ProgressLine,
 ) -> None:
-    """Caption some pictures together and write their rows; counts ``captioned``, ``failed`` and ``skipped`` ones."""
-    if job.stop is not None and job.stop():
-        raise StoppedAndSaved("stopped; the rows so far are kept: run the same command to go on")
-    pictures = [found for _, found in pairs if not isinstance(found, UnreadableImage)]
-    pixels = [picture.pixels for picture in pictures]
-    captions = iter(job.captioner.caption_pixels(pixels, job.generation, seed_offset=start) if pixels else [])
-    for task, found in pairs:
-        row = {"schema": SCHEMA, **task.row}
+    """Write rows, those of failures as well; counts ``captioned``, ``failed`` and ``skipped`` ones."""
+    for task, found in captioned:
         if not isinstance(found, UnreadableImage):
             try:
-                job.write(task, _described(row, next(captions), job.model, found))
+                write(task, found)
                 counts["captioned"] += 1
                 continue
             except UnreadableImage as error:  # no structured report of it
@@ -299,9 +321,10 @@ def _caption_batch(
             counts[_passed_over_as(task.input, found)] += 1
             continue
         counts["failed"] += 1
-        job.progress.close()
+        progress.close()
+        row = {"schema": SCHEMA, **task.row}
         say(f"{plain(key_of(row))}: {found}")
-        job.write(task, row | {"error": str(found)})
+        write(task, row | {"error": str(found)})
 
 
 def _passed_over_as(item: ImageInput, found: UnreadableImage) -> str:

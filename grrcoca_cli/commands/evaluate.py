@@ -19,6 +19,7 @@ from grrcoca_cli.evaluation.metrics import Idf, Missing, dump_idf, read_idf, sco
 from grrcoca_cli.evaluation.tokenize import tokenizer
 from grrcoca_cli.files import write_atomically
 from grrcoca_cli.training.checkpoint import find_checkpoint, read_config
+from grrcoca_cli.training.ranks import ALONE, Ranks, join_ranks
 
 if TYPE_CHECKING:
     from grrcoca_cli.captioner import Captioner
@@ -99,7 +100,10 @@ def evaluate(options: Options) -> ExitCode:
         notes = [f"the captions compared with: {note}" for note in notes]
     idf = read_idf(options.idf) if options.idf else None
 
-    subject = plan.run()
+    with join_ranks(plan.recipe.distributed.timeout) as ranks:
+        subject = plan.run(ranks)
+        if not ranks.is_first:
+            return ExitCode.OK  # one process scores and writes
     result = judge_subject(replace(subject, notes=(*subject.notes, *notes)), config, other, idf)
     if options.as_json:
         print(json.dumps(as_json(result, subject.what, _shown_settings(plan.recipe, of_files=bool(of_files)))))
@@ -116,7 +120,7 @@ class Plan:
     recipe: Recipe
     references: dict[str, list[str]]
     columns: Mapping[str, Mapping[str, str]]
-    run: Callable[[], Subject]
+    run: Callable[[Ranks], Subject]
 
 
 def _settings(config: EvalConfig) -> Settings:
@@ -223,7 +227,7 @@ def _plan_of_files(options: Options) -> Plan:
         columns=columns,
         notes=tuple(notes),
     )
-    return Plan(recipe, references, columns, lambda: subject)
+    return Plan(recipe, references, columns, lambda _: subject)
 
 
 def _plan_of_checkpoint(options: Options) -> Plan:
@@ -246,19 +250,24 @@ def _plan_of_checkpoint(options: Options) -> Plan:
         raise UsageError(f"the {options.split} split of {options.data} has no sample with picture and caption")
     samples = [dataset.peek(index) for index in range(len(dataset))]
 
-    def run() -> Subject:
+    def run(ranks: Ranks) -> Subject:
         from grrcoca_cli.captioner import Captioner
 
         captioner = Captioner.load(folder, options.device)
         say(f"evaluating {folder} on {len(dataset)} samples of {options.data}, {options.split}")
-        return caption_and_measure(captioner, dataset, samples, recipe, options.split)
+        return caption_and_measure(captioner, dataset, samples, recipe, options.split, ranks)
 
     references = {sample.key: list(sample.captions) for sample in samples}
     return Plan(recipe, references, {sample.key: sample.fields for sample in samples}, run)
 
 
 def caption_and_measure(
-    captioner: Captioner, dataset: CaptionDataset, samples: Sequence[Sample], recipe: Recipe, split: str
+    captioner: Captioner,
+    dataset: CaptionDataset,
+    samples: Sequence[Sample],
+    recipe: Recipe,
+    split: str,
+    ranks: Ranks = ALONE,
 ) -> Subject:
     """Losses and captions of every sample, each picture read and encoded once.
 
@@ -268,13 +277,14 @@ def caption_and_measure(
         samples: What `CaptionDataset.peek` says of each of them.
         recipe: How to measure and decode.
         split: Its name.
+        ranks: The processes that share the work; each gets all of it.
 
     Raises:
         UnreadableImage: No picture can be read.
     """
     from grrcoca_cli.commands.modelside import describe_model, run_model
 
-    found = run_model(captioner, dataset, recipe)
+    found = run_model(captioner, dataset, recipe, ranks)
     if not found.captions:
         kinds = ", ".join(f"{count} {kind}" for kind, count in found.measurements.skipped.most_common())
         raise UnreadableImage("unreadable", f"none of the pictures of this split can be read ({kinds})")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ from grrcoca_cli.evaluation.judge import ModelSide
 from grrcoca_cli.evaluation.measures import Floats, Measure, ratio
 from grrcoca_cli.evaluation.retrieval import retrieval
 from grrcoca_cli.training.evaluate import Measurements, measure
+from grrcoca_cli.training.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +39,8 @@ class ModelRun:
     scored: dict[str, str]  # the reference that the losses are of, by key
 
 
-def run_model(captioner: Captioner, dataset: CaptionDataset, recipe: Recipe) -> ModelRun:
-    """Read every picture of a set once; measure and caption it."""
+def run_model(captioner: Captioner, dataset: CaptionDataset, recipe: Recipe, ranks: Ranks = ALONE) -> ModelRun:
+    """Read every picture of a set once; measure and caption it. Several processes share the set; all get the whole."""
     checkpoint = captioner.checkpoint
     contract = checkpoint.config.image
     reader = BatchReader(
@@ -51,23 +53,26 @@ def run_model(captioner: Captioner, dataset: CaptionDataset, recipe: Recipe) -> 
         mean=contract.mean,
         std=contract.std,
     )
-    captions: dict[str, Caption] = {}
-    scored: dict[str, str] = {}
+    own: list[tuple[int, list[str], list[Caption], list[str]]] = []
     progress = ProgressLine()
 
-    def caption(batch: Batch, memory: Tensor) -> None:
-        found = captioner.caption_memory(memory, recipe.generation, seed_offset=len(captions))
-        captions.update((key, best[0]) for key, best in zip(batch.keys, found, strict=True))
-        scored.update(zip(batch.keys, batch.captions, strict=True))
-        progress.show(f"evaluated {len(captions)}/{len(dataset)}")
+    def caption(number: int, batch: Batch, memory: Tensor) -> None:
+        found = captioner.caption_memory(memory, recipe.generation, seed_offset=number * BATCH)
+        own.append((number, batch.keys, [best[0] for best in found], batch.captions))
+        progress.show(f"evaluated {min((number + 1) * BATCH, len(dataset))}/{len(dataset)}")
 
-    batches = evaluation_batches(reader, BATCH, recipe.data.workers)
+    batches = evaluation_batches(reader, BATCH, recipe.data.workers, ranks.share)
     precision = recipe.training.precision
     measurements = measure(
-        checkpoint.model, batches, checkpoint.tokenizer, precision, captioner.device, on_batch=caption
+        checkpoint.model, batches, checkpoint.tokenizer, precision, captioner.device, on_batch=caption, ranks=ranks
     )
     progress.close()
     assert measurements is not None  # nobody asked it to stop
+    captions: dict[str, Caption] = {}
+    scored: dict[str, str] = {}
+    for _, keys, found, texts in sorted((each for part in ranks.gather(own) for each in part), key=itemgetter(0)):
+        captions.update(zip(keys, found, strict=True))
+        scored.update(zip(keys, texts, strict=True))
     return ModelRun(measurements, captions, scored)
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,21 @@ class Sample:
     image: ImageSource
     captions: tuple[str, ...]
     fields: dict[str, str] = field(default_factory=dict)
+
+
+class Share(NamedTuple):
+    """Which part of the work is a process's: the ``rank``-th of ``size``."""
+
+    rank: int = 0
+    size: int = 1
+
+    def of(self, indices: list[int]) -> list[int]:
+        """This process's slice; slices differ by one at most."""
+        first, last = (len(indices) * (self.rank + extra) // self.size for extra in (0, 1))
+        return indices[first:last]
+
+
+EVERYTHING = Share()
 
 
 class CaptionDataset(Protocol):

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from grrcoca_cli.data.base import Augmentation, CaptionDataset, ImageReader, Sample
+from grrcoca_cli.data.base import EVERYTHING, Augmentation, CaptionDataset, ImageReader, Sample, Share
 from grrcoca_cli.data.images import fit_image, normalize
 from grrcoca_cli.data.tokenizer import CaptionTokenizer
 from grrcoca_cli.errors import OutOfResources, UnreadableImage, UsageError
@@ -159,21 +159,6 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
 def _permutation(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
     # NumPy promises that this old generator's stream never changes (NEP 19); torch and new NumPy do not.
     return np.random.RandomState(sample_seed(seed, epoch, "", "order")).permutation(length)
-
-
-class Share(NamedTuple):
-    """Which part of every batch a process reads: the ``rank``-th of ``size`` slices."""
-
-    rank: int = 0
-    size: int = 1
-
-    def of(self, indices: list[int]) -> list[int]:
-        """This process's slice; slices differ by one at most."""
-        first, last = (len(indices) * (self.rank + extra) // self.size for extra in (0, 1))
-        return indices[first:last]
-
-
-EVERYTHING = Share()
 
 
 def training_batches(

@@ -135,7 +135,7 @@ def measure(
     precision: str,
     device: torch.device,
     should_stop: Callable[[], bool] = lambda: False,
-    on_batch: Callable[[Batch, Tensor], None] | None = None,
+    on_batch: Callable[[int, Batch, Tensor], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> Measurements | None:
     """Run ``model`` over ``batches`` of any size; None when ``should_stop`` said so on the way.
@@ -148,7 +148,8 @@ def measure(
         precision: Of autocast, as in `TrainingConfig`.
         device: Where ``model`` is.
         should_stop: Asked before each batch; with several processes, any one's yes stops all.
-        on_batch: Gets each batch and its image tokens (B, Q, Dm), to decode captions without encoding again.
+        on_batch: Gets each batch's number among those of all processes, the batch and its image tokens (B, Q, Dm), to
+            decode captions without encoding again.
         ranks: The processes.
     """
     training = model.training
@@ -156,7 +157,7 @@ def measure(
     own: list[_Part | None] = []
     skipped: Counter[str] = Counter()
     try:
-        for batch in batches:
+        for turn, batch in enumerate(batches):
             if ranks.any(should_stop()):
                 return None
             skipped.update(batch.skipped)
@@ -165,7 +166,7 @@ def measure(
             output = forward(model, batch, tokenizer, precision, device, "tokens")
             own.append(_part(batch, output, tokenizer, model.config.context_length) if batch.keys else None)
             if on_batch is not None and batch.keys:
-                on_batch(batch, output.memory)
+                on_batch(turn * ranks.size + ranks.rank, batch, output.memory)
     finally:
         model.train(training)
     # Processes took the batches in turn.

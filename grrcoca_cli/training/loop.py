@@ -152,11 +152,11 @@ def seconds_a_step(run: Run, steps: int = 3) -> float:
     _try_a_batch(run, live)
     batches = _training_batches(run, 0)
     times = []
-    for step in range(steps + 1):
+    for step in range(min(steps + 1, run.recipe.training.steps)):
         began = time.monotonic()
         _take_step(run, live, [next(batches) for _ in range(run.recipe.training.accumulation)], step)
         times.append(time.monotonic() - began)
-    return statistics.median(times[1:])
+    return statistics.median(times[1:] or times)
 
 
 def _check_folder(run: Run, resume: str) -> None:

@@ -1,4 +1,7 @@
-"""The processes of one run under torchrun, and what they tell each other."""
+"""The processes of one run under torchrun, and what they tell each other.
+
+Imports torch where it is needed: a command that runs alone must not wait for it here.
+"""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -7,11 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
-
-from grrcoca_cli.data.batches import Share
+from grrcoca_cli.data.base import Share
 from grrcoca_cli.errors import GrrcocaError, LostProcess
 
 T = TypeVar("T")
@@ -19,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of a run; every method but `shares` is called by all of them, in the same order.
+    """This process among those of a run; every method is called by all of them, in the same order.
 
     Attributes:
         rank: Its number, from 0.
@@ -43,6 +42,9 @@ class Ranks:
         """The sum of each value over all processes."""
         if self.size == 1:
             return list(values)
+        import torch
+        import torch.distributed as dist
+
         total = torch.tensor(values, dtype=torch.float64)
         with explain_lost_process():
             dist.all_reduce(total)
@@ -56,6 +58,8 @@ class Ranks:
         """``value`` of every process, in their order."""
         if self.size == 1:
             return [value]
+        import torch.distributed as dist
+
         values: list[Any] = [None] * self.size
         with explain_lost_process():
             dist.all_gather_object(values, value)
@@ -70,6 +74,8 @@ class Ranks:
             except GrrcocaError as error:  # raised again below, in every process
                 result = None, error
         if self.size > 1:
+            import torch.distributed as dist
+
             box = [result]
             with explain_lost_process():
                 dist.broadcast_object_list(box)
@@ -88,35 +94,8 @@ class Ranks:
         if self.is_first:
             self.sum([0])
 
-    def concatenate(self, rows: Tensor) -> Tensor:
-        """Rows (b, E) of every process, (B, E), in their order; gradients flow back to the process they came from."""
-        if self.size == 1:
-            return rows
-        counts = [int(count) for count in self.gather(len(rows))]
-        with explain_lost_process():
-            return _Concatenate.apply(rows, counts, self.rank)  # type: ignore[no-any-return]
-
 
 ALONE = Ranks()
-
-
-class _Concatenate(torch.autograd.Function):
-    """all_gather of uneven parts; backward sums the gradients that every process has for this one's part."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, counts: list[int], rank: int) -> Tensor:
-        ctx.counts, ctx.rank = counts, rank
-        padded = rows.new_zeros(max(counts), *rows.shape[1:])
-        padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        gradient = gradients[0].contiguous()
-        dist.all_reduce(gradient)
-        return gradient.split(ctx.counts)[ctx.rank], None, None
 
 
 def local_rank() -> int | None:
@@ -137,6 +116,9 @@ def join_ranks(timeout: float) -> Iterator[Ranks]:
     if local_rank() is None or int(os.environ["WORLD_SIZE"]) == 1:
         yield ALONE
         return
+    import torch
+    import torch.distributed as dist
+
     # Small messages go over gloo from the CPU, gradients over NCCL where there are GPUs.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with explain_lost_process():
@@ -158,8 +140,10 @@ def explain_lost_process() -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
+        from torch.distributed import DistError
+
         known = ("Timed out", "timed out", "Connection closed", "Connection reset", "Broken pipe", "gloo", "NCCL")
-        if isinstance(error, dist.DistError) or any(word in text for word in known):
+        if isinstance(error, DistError) or any(word in text for word in known):
             raise LostProcess(
                 "another process of this run died or did not answer within distributed.timeout: "
                 "its own message, if it had time for one, is above; run the same command to go on"

@@ -5,9 +5,10 @@ import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -137,8 +138,10 @@ class GradientStep:
     def _pairs(self, images: Tensor, texts: Tensor) -> Pairs:
         if self.ranks.size == 1:
             return Pairs.alone(images, texts)
-        start = sum(self.ranks.gather(len(images))[: self.ranks.rank])
-        return Pairs(images, texts, self.ranks.concatenate(images), self.ranks.concatenate(texts), start)
+        counts, rank = self.ranks.gather(len(images)), self.ranks.rank
+        with explain_lost_process():
+            both = [cast(Tensor, _Concatenate.apply(rows, counts, rank)) for rows in (images, texts)]
+        return Pairs(images, texts, both[0], both[1], sum(counts[:rank]))
 
     def _cached_pairs(self, micros: Sequence[Batch], counts: Sequence[int], seed: int) -> "_CachedPairs":
         """The contrastive loss of all micro-batches together and its gradients at their features (Gao et al., 2021)."""
@@ -160,6 +163,25 @@ class GradientStep:
         elif isinstance(self.spread, DistributedDataParallel) and not unless:
             return self.spread.no_sync()
         return nullcontext()
+
+
+class _Concatenate(torch.autograd.Function):
+    """Rows of every process, possibly unevenly many; backward sums all processes' gradients for this one's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: list[int], rank: int) -> Tensor:
+        ctx.counts, ctx.rank = counts, rank
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        gradient = gradients[0].contiguous()
+        dist.all_reduce(gradient)
+        return gradient.split(ctx.counts)[ctx.rank], None, None
 
 
 @dataclass(frozen=True)
@@ -193,7 +215,7 @@ def forward(
     device: torch.device,
     want: Literal["features", "loss", "tokens"],
 ) -> CoCaOutput:
-    """``model`` on ``batch``; an empty one has a stand-in without effect, since other processes may wait for this one."""
+    """``model`` on ``batch``; for an empty one runs a stand-in without effect, since other processes may wait."""
     images, tokens = batch.images, batch.tokens
     if not batch.keys:
         images = images.new_zeros(1, *images.shape[1:])
