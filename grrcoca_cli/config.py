@@ -145,7 +145,7 @@ class DataConfig(Section):
     Attributes:
         dataset: How ``path`` is read: img2dataset ``shards``, a ``folder`` with a caption file, ``roco``, ``coco``,
             ``flickr30k``, or ``phantoms`` (drawn into the run folder where ``path`` is empty).
-        path: A folder, a shard, a glob or a brace pattern.
+        path: A folder, a shard, a glob, a brace pattern, one of these as an address (s3://...), or an index of shards.
         split: The training split's name, where the set has splits.
         validation_split: Its validation split; where it has none, ``validation_fraction`` is cut off by hash.
         group_column: Field whose equal values stay on one side of that cut (patient, study, article).
@@ -162,6 +162,9 @@ class DataConfig(Section):
         in_memory: Keep every fitted picture in memory after its first reading; for small sets, without workers.
         cache: A folder for decoded pictures at the model's size, shared by runs; for pictures that are slow to decode.
         cache_gb: Most gigabytes it may hold; 24 hold 80,000 grey pictures of 384 px.
+        shard_window: Remote shards whose samples are mixed with each other; one more than these lie on the disk.
+        shard_cache: A folder for fetched remote shards that the processes of a machine share; where empty, each has a
+            temporary one.
         max_bad_fraction: Stop with exit code 4 above this share of unreadable samples, once 1,000 were seen.
     """
 
@@ -185,6 +188,8 @@ class DataConfig(Section):
     in_memory: bool = False
     cache: str = ""
     cache_gb: float = Field(default=50.0, gt=0)
+    shard_window: int = Field(default=8, ge=1)
+    shard_cache: str = ""
     max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
 
     @model_validator(mode="after")

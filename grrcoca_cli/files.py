@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from grrcoca_cli.errors import CheckpointRefused, OutOfResources, RunFolderInUse, UsageError
 
@@ -46,19 +46,23 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace ``path`` by ``content``: readers see the old file or the new one.
+@contextmanager
+def open_atomically(path: Path, need: int = 0) -> Iterator[BinaryIO]:
+    """A file that replaces ``path`` when the block ends well: readers see the old file or the new one, whole.
+
+    Args:
+        path: The file to be.
+        need: Its size in bytes, to name where the disk is full.
 
     Raises:
         OutOfResources: The disk is full; the old file is untouched.
         UsageError: The folder cannot be written to.
     """
-    data = content.encode() if isinstance(content, str) else content
-    with explain_os_errors(path, len(data)):
+    with explain_os_errors(path, need):
         handle, name = tempfile.mkstemp(PARTIAL, f".{path.name}.", path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             _open_by_umask(Path(name))
@@ -66,6 +70,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """`open_atomically` for content that is at hand.
+
+    Raises:
+        OutOfResources: The disk is full; the old file is untouched.
+        UsageError: The folder cannot be written to.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with open_atomically(path, len(data)) as file:
+        file.write(data)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -15,12 +15,15 @@ from grrcoca_cli.data.coco import open_coco, open_flickr30k
 from grrcoca_cli.data.folder import open_folder
 from grrcoca_cli.data.images import augment_picture
 from grrcoca_cli.data.pictures import read_picture
-from grrcoca_cli.data.shards import open_shards
+from grrcoca_cli.data.shards import ShardDataset, open_shards
 from grrcoca_cli.data.splits import count_overlaps, split_by_hash
 from grrcoca_cli.errors import NoSuchSplit, UsageError
 
 _DECODERS = ("numpy", "torch", "pillow", "pydicom", "pylibjpeg-openjpeg", "python-gdcm", "imagecodecs")
 """Packages whose versions may change a pixel."""
+
+SHOWN_PROBLEMS = 10
+"""Most shards that are named when something is wrong with them; all are counted."""
 
 WHOLE = "all"
 """A split's name that means every sample of a set."""
@@ -46,7 +49,7 @@ def open_data(data: DataConfig, out: Path) -> OpenedData:
     if data.dataset == "phantoms" and not data.path:
         data = data.model_copy(update={"path": str(_draw_phantoms(data.phantoms, out / "phantoms"))})
     if data.dataset == "shards":
-        whole = open_shards(data.path)
+        whole = _open_shards(data)
         return _cut(whole, data, whole.skipped)
     train = _open_split(data, data.split)
     try:
@@ -65,7 +68,7 @@ def open_split(data: DataConfig, split: str) -> CaptionDataset:
         UsageError: There is no such split.
     """
     if data.dataset == "shards":
-        whole: CaptionDataset = open_shards(data.path)
+        whole = _open_shards(data)
         if split == WHOLE:
             return whole
         if split in (data.split, data.validation_split):
@@ -75,6 +78,16 @@ def open_split(data: DataConfig, split: str) -> CaptionDataset:
             f"shards have no split {split!r}: use --split {WHOLE}, {data.split} or {data.validation_split}"
         )
     return _open_split(data, split)
+
+
+def _open_shards(data: DataConfig) -> ShardDataset:
+    """The shards, after a line about each that is not as it was indexed."""
+    dataset = open_shards(data.path, window=data.shard_window, cache=data.shard_cache)
+    for line in dataset.problems[:SHOWN_PROBLEMS]:
+        say(f"warning: {line}")
+    if len(dataset.problems) > SHOWN_PROBLEMS:
+        say(f"warning: and {len(dataset.problems) - SHOWN_PROBLEMS} more shards")
+    return dataset
 
 
 def _open_split(data: DataConfig, split: str) -> CaptionDataset:

@@ -41,9 +41,7 @@ TOKENIZER_CAPTIONS = 2_000_000
 HOW_TO_GET_CC12M = """\
 To get them, download cc12m.tsv (github.com/google-research-datasets/conceptual-12m), then
   pip install img2dataset
-  sed -i '1s/^/url\\tcaption\\n/' cc12m.tsv
-  img2dataset --url_list cc12m.tsv --input_format tsv --url_col url --caption_col caption --output_format webdataset \\
-    --output_folder shards --image_size 256 --resize_mode border --processes_count 16 --thread_count 64"""
+  grrcoca prepare cc12m cc12m.tsv --out shards"""
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,9 @@ def pretrain(options: Options) -> Path | None:
     """Train from first values; gives the last checkpoint, or None after a dry run."""
     recipe = resolve_recipe(options)
     if recipe.data.dataset == "shards":
-        from grrcoca_cli.data.shards import find_shards
+        from grrcoca_cli.data.shard_names import is_remote, names_a_file
 
-        if not any(path.is_file() for path in find_shards(recipe.data.path)):
+        if not (is_remote(recipe.data.path) or names_a_file(recipe.data.path)):
             raise UsageError(f"no shard matches {recipe.data.path!r}: give --data.\n{HOW_TO_GET_CC12M}")
     _check_resume(options.resume)
     with _session(recipe, options) as session:
@@ -136,7 +134,7 @@ def _with_image_hash(tables: dict[str, Any]) -> dict[str, Any]:
 
 
 def _looks_like_shards(path: str) -> bool:
-    return ".tar" in path or any(Path(path).glob("*.tar"))
+    return ".tar" in path or path.endswith(".npz") or any(Path(path).glob("*.tar"))
 
 
 def _check_resume(resume: str) -> None:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +87,15 @@ class CaptionDataset(Protocol):
         ...
 
 
+@runtime_checkable
+class OrderedDataset(Protocol):
+    """A set that has a say in the order of an epoch, because some orders cost more than others."""
+
+    def order(self, generator: np.random.RandomState) -> NDArray[np.int64] | None:
+        """A permutation of all positions, (length,), by ``generator`` alone; None where any order will do."""
+        ...
+
+
 @dataclass(frozen=True)
 class ListDataset:
     """A caption data set held in a list: pictures stay on disk as paths."""
@@ -128,6 +137,16 @@ class SubsetDataset:
 
     def __getitem__(self, index: int) -> Sample:
         return self.dataset[int(self.indices[index])]
+
+    def order(self, generator: np.random.RandomState) -> NDArray[np.int64] | None:
+        """The order of the set that is looked at, without what is not in the view."""
+        whole = self.dataset.order(generator) if isinstance(self.dataset, OrderedDataset) else None
+        if whole is None:
+            return None
+        places = np.full(len(self.dataset), -1)
+        places[self.indices] = np.arange(len(self.indices))
+        ordered = places[whole]
+        return ordered[ordered >= 0]
 
     def key(self, index: int) -> str:
         """The key of the sample at ``index`` of the view."""

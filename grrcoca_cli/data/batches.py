@@ -20,7 +20,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from grrcoca_cli.data.base import EVERYTHING, Augmentation, CaptionDataset, ImageReader, Sample, Share
+from grrcoca_cli.data.base import (
+    EVERYTHING,
+    Augmentation,
+    CaptionDataset,
+    ImageReader,
+    OrderedDataset,
+    Sample,
+    Share,
+)
 from grrcoca_cli.data.images import fit_image, normalize
 from grrcoca_cli.data.tokenizer import CaptionTokenizer
 from grrcoca_cli.errors import OutOfResources, UnreadableImage, UsageError
@@ -125,11 +133,15 @@ def sample_seed(seed: int, epoch: int, key: str, purpose: str) -> int:
     return int.from_bytes(hashlib.blake2b(words, digest_size=4).digest(), "big")
 
 
-def batch_indices(length: int, batch_size: int, seed: int, step: int) -> list[int]:
+EpochOrder = Callable[[np.random.RandomState], NDArray[np.int64] | None]
+"""`base.OrderedDataset.order` of a set."""
+
+
+def batch_indices(length: int, batch_size: int, seed: int, step: int, order: EpochOrder | None = None) -> list[int]:
     """Positions of the samples of batch ``step``, counted from 0 over all epochs.
 
     Each epoch is a permutation of its own, cut into whole batches; the ``length % batch_size`` samples that remain
-    are left out of that epoch, others in the next.
+    are left out of that epoch, others in the next. ``order`` is that of a set that has a say in it.
 
     Raises:
         UsageError: The set is smaller than one batch. (Filling up with repeats would set a caption against itself in
@@ -137,7 +149,7 @@ def batch_indices(length: int, batch_size: int, seed: int, step: int) -> list[in
     """
     per_epoch = steps_per_epoch(length, batch_size)
     epoch, position = divmod(step, per_epoch)
-    chosen = _permutation(length, seed, epoch)[position * batch_size : (position + 1) * batch_size]
+    chosen = _permutation(length, seed, epoch, order)[position * batch_size : (position + 1) * batch_size]
     return cast("list[int]", chosen.tolist())
 
 
@@ -156,9 +168,11 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
 
 
 @functools.lru_cache(maxsize=2)  # an epoch, and its neighbour while batches are read ahead
-def _permutation(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
+def _permutation(length: int, seed: int, epoch: int, order: EpochOrder | None) -> NDArray[np.int64]:
     # NumPy promises that this old generator's stream never changes (NEP 19); torch and new NumPy do not.
-    return np.random.RandomState(sample_seed(seed, epoch, "", "order")).permutation(length)
+    generator = np.random.RandomState(sample_seed(seed, epoch, "", "order"))
+    chosen = order(generator) if order is not None else None
+    return generator.permutation(length) if chosen is None else chosen
 
 
 def training_batches(
@@ -186,10 +200,11 @@ def training_batches(
     """
     length, micro = len(reader.dataset), batch_size // accumulation
     per_epoch = steps_per_epoch(length, batch_size)
+    order = reader.dataset.order if isinstance(reader.dataset, OrderedDataset) else None
     orders = (
         BatchOrder(step // per_epoch, share.of(indices[first : first + micro]))
         for step in range(start_step, steps)
-        for indices in [batch_indices(length, batch_size, reader.seed, step)]
+        for indices in [batch_indices(length, batch_size, reader.seed, step, order)]
         for first in range(0, batch_size, micro)
     )
     return _load(reader, orders, workers)

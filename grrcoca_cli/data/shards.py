@@ -1,287 +1,217 @@
-"""Webdataset tar shards, as img2dataset writes CC12M, read at random through an index of member offsets."""
+"""Webdataset tar shards, as img2dataset writes CC12M, read at random by an index of where every sample's bytes are."""
 
-import glob
-import json
+import functools
 import os
-import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from grrcoca_cli.data.base import Sample
-from grrcoca_cli.data.captions import clean_caption
-from grrcoca_cli.data.tar import DamagedTarError, iterate_members, read_member
+from grrcoca_cli.data.shard_check import Found, check_shards
+from grrcoca_cli.data.shard_index import ShardIndex, join
+from grrcoca_cli.data.shard_lookup import look_up
+from grrcoca_cli.data.shard_names import common_parent, is_remote, name_below
+from grrcoca_cli.data.shard_order import windowed_order
+from grrcoca_cli.data.shard_remote import WindowCache, make_cache
+from grrcoca_cli.data.shard_scan import ABSENT, JSON, PICTURE, TEXT, captions_of, fields_of, parse_info
 from grrcoca_cli.errors import UnreadableImage, UsageError
 
-_PICTURE, _TEXT, _JSON = range(3)
-_COLUMNS = {**dict.fromkeys(("jpg", "jpeg", "png", "webp"), _PICTURE), "txt": _TEXT, "json": _JSON}
-"""Which column of the index a member's extension belongs to; all other members are left alone."""
-
-_LARGEST_PICTURE = 1 << 28  # bytes that are read; a larger picture is cut and so refused when it is decoded
-_LARGEST_TEXT = 1 << 20
-_NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_ABSENT = -1
+_OPEN_FILES = 128
 
 
-@dataclass(frozen=True)
-class ShardIndex:
-    """Where the usable samples of one shard are; plain arrays, so that it can be kept in a file.
-
-    Attributes:
-        stems: Member names without extension, UTF-8, (length,).
-        starts: Positions of the headers of picture, text and JSON, (length, 3) int64, -1 for a member that is absent.
-        skipped: Samples of this shard that cannot be used, by kind.
-        damaged: The shard is cut, or a header in it is not one.
-    """
-
-    stems: NDArray[np.bytes_]
-    starts: NDArray[np.int64]
-    skipped: Counter[str]
-    damaged: bool
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ShardDataset:
     """The usable samples of many shards, in the order of shards and of their pictures within.
 
     Attributes:
-        shards: Files, by the numbers in ``shard``.
-        names: What a shard's samples are prefixed with where stems repeat; empty where they do not.
-        shard: Which file a sample is in, (length,) int32.
-        stems: Keys within a shard, UTF-8, (length,).
-        starts: As in `ShardIndex`, (length, 3).
+        index: Where samples are, of these shards or of more.
+        places: Path or address of each of the index's shards.
+        statuses: Bytes and time of change of these files when the set was opened; remote ones, as the index has them.
+        rows: Rows of the index that the samples are, (length,) int64; None for all of them.
         skipped: Unusable samples by kind; ``"truncated shard"`` counts the samples that are known to be lost, at least
             one a shard.
-        damaged: Shards that are cut, damaged or missing.
+        damaged: Shards that are cut, damaged, changed or missing.
+        problems: A line about each of them for a person.
+        cache: Where remote shards come; None where all are local.
     """
 
-    shards: list[Path]
-    names: list[str]
-    shard: NDArray[np.int32]
-    stems: NDArray[np.bytes_]
-    starts: NDArray[np.int64]
+    index: ShardIndex
+    places: list[str]
+    statuses: list[tuple[int, int]]
+    rows: NDArray[np.int64] | None
     skipped: Counter[str] = field(default_factory=Counter)
     damaged: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    cache: WindowCache | None = None
 
     def __len__(self) -> int:
-        return len(self.shard)
-
-    def key(self, index: int) -> str:
-        """The member's name without extension, after the shard's name where the same one is in several shards."""
-        stem = self.stems[index].decode()
-        return f"{self.names[self.shard[index]]}/{stem}" if self.names else stem
+        return len(self.index) if self.rows is None else len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
         return self._read(index, with_picture=True)
+
+    def key(self, index: int) -> str:
+        """The member's name without extension, after the shard's name where the same one is in several shards."""
+        return self.index.key(self._row(index))
 
     def peek(self, index: int) -> Sample:
         """The sample without its picture's bytes."""
         return self._read(index, with_picture=False)
 
+    def hash_draws(self) -> NDArray[np.float64] | None:
+        """The numbers that `splits.split_by_hash` goes by, where the index holds them."""
+        draws = self.index.arrays.draws
+        if len(draws) != len(self.index):
+            return None
+        return np.asarray(draws) if self.rows is None else draws[self.rows]
+
+    def order(self, generator: np.random.RandomState) -> NDArray[np.int64] | None:
+        """The samples of an epoch, for `base.OrderedDataset`: shards at random, then samples within windows of them.
+
+        None where all shards are local: there any order costs the same.
+        """
+        if self.cache is None:
+            return None
+        firsts = self.index.firsts
+        if self.rows is not None:  # rows of one shard lie side by side
+            numbers = np.searchsorted(np.array(firsts), self.rows, side="right")
+            firsts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+        return windowed_order(np.diff(firsts), self.cache.limit - 1, generator)
+
+    def _row(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return index if self.rows is None else int(self.rows[index])
+
     def _read(self, index: int, with_picture: bool) -> Sample:
-        picture, text, info = self.starts[index].tolist()
+        row = self._row(index)
+        offsets, sizes = self.index.arrays.offsets[row].tolist(), self.index.arrays.sizes[row].tolist()
         try:
-            with self.shards[self.shard[index]].open("rb") as file:  # opened anew: nothing to share between processes
-                image = read_member(file, picture, _LARGEST_PICTURE) if with_picture else b""
-                caption = _caption(read_member(file, text, _LARGEST_TEXT)) if text != _ABSENT else ""
-                fields = _parse(read_member(file, info, _LARGEST_TEXT)) if info != _ABSENT else {}
-        except (OSError, DamagedTarError) as error:
+            with self._opened(bisect_right(self.index.firsts, row) - 1) as handle:
+                picture, text, info = (
+                    _pread(handle, sizes[column], offsets[column])
+                    if offsets[column] != ABSENT and (with_picture or column != PICTURE)
+                    else b""
+                    for column in (PICTURE, TEXT, JSON)
+                )
+        except OSError as error:
             raise UnreadableImage("shard changed") from error
-        caption = caption or clean_caption(fields.get("caption", ""))
-        return Sample(self.key(index), image, (caption,), {name: fields[name] for name in fields if name != "caption"})
+        about = parse_info(info) if info else {}
+        captions = captions_of(text, about)
+        if not captions:
+            raise UnreadableImage("shard changed")  # when it was indexed, it had one
+        return Sample(self.index.key(row), picture, captions, fields_of(about))
+
+    @contextmanager
+    def _opened(self, number: int) -> Iterator[int]:
+        """A descriptor of one of the shards, the same as when the set was opened."""
+        place, (size, changed) = self.places[number], self.statuses[number]
+        if self.cache is not None:
+            with self.cache.open(place, size, self.index.records[number].sha256) as file:
+                yield file.fileno()
+        else:
+            handle = _open(place, size, changed)
+            yield handle.number
 
 
-def open_shards(pattern: str | Sequence[str]) -> ShardDataset:
-    """Index the shards that ``pattern`` names; reads headers and captions, no pictures.
+def open_shards(pattern: str | Sequence[str], *, window: int = 8, cache: str = "") -> ShardDataset:
+    """The samples of the shards that ``pattern`` names.
+
+    With an index (`shard_index.INDEX_NAME` beside the shards or one folder up) nothing but the shards' sizes is looked
+    at; without, headers and captions of local shards are read, no pictures.
 
     Args:
-        pattern: One or more of: a file, a folder of ``.tar`` files, a glob, braces (``{00000..01242}``, ``{a,b}``).
+        pattern: One or more of: a file, a folder of ``.tar`` files, a glob, braces (``{00000..01242}``, ``{a,b}``), one
+            of these as an address that fsspec opens, or an index (``.npz``), which stands for all its shards.
+        window: Remote shards that are mixed with each other, and one fewer than lie on the disk.
+        cache: Folder for fetched shards; empty for a temporary one that ends with this process.
 
     Raises:
-        UsageError: No shard is there, or no sample in them can be used.
+        UsageError: No shard is there, no sample in them can be used, an index is damaged, or remote shards have none.
     """
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    paths = [path for each in patterns for path in find_shards(each)]
-    shards = [path for path in dict.fromkeys(paths) if path.is_file()]
     shown = " ".join(patterns)
-    if not shards:
+    remote = any(map(is_remote, patterns))
+    store = make_cache(cache, window) if remote else None
+    wanted = look_up(patterns, store)
+    if not remote and any(map(is_remote, wanted)):  # a local index of remote shards
+        store = make_cache(cache, window)
+    found = check_shards(wanted)
+    present = [each for each in found if each.index is not None]
+    if not any(each.present for each in found):
         raise UsageError(f"no shard matches {shown!r}: expected .tar files as img2dataset writes them")
-    indices = [index_shard(path) for path in shards]
-    skipped = sum((index.skipped for index in indices), Counter[str]())
-    missing = [str(path) for path in dict.fromkeys(paths) if not path.is_file()]
-    if missing:
-        skipped["missing shard"] = len(missing)
-    damaged = [str(path) for path, index in zip(shards, indices, strict=True) if index.damaged]
-    stems = np.concatenate([index.stems for index in indices])
-    if not len(stems):
+    skipped = sum((each.skipped for each in found), Counter[str]())
+    index, places, statuses, rows = _select(present)
+    if not (len(index) if rows is None else len(rows)):
         counts = ", ".join(f"{count} {kind}" for kind, count in skipped.items()) or "they are empty"
-        raise UsageError(f"no usable sample in the {len(shards)} shards of {shown!r}: {counts}")
+        raise UsageError(f"no usable sample in the {len(found)} shards of {shown!r}: {counts}")
     return ShardDataset(
-        shards=shards,
-        names=_shard_names(shards) if len(np.unique(stems)) < len(stems) else [],
-        shard=np.repeat(np.arange(len(shards), dtype=np.int32), [len(index.stems) for index in indices]),
-        stems=stems,
-        starts=np.concatenate([index.starts for index in indices]),
+        index=index,
+        places=places,
+        statuses=statuses,
+        rows=rows,
         skipped=skipped,
-        damaged=damaged + missing,
+        damaged=[each.place for each in found if each.problem],
+        problems=[each.problem for each in found if each.problem],
+        cache=store,
     )
 
 
-def find_shards(pattern: str) -> list[Path]:
-    """Paths that one pattern names, braces before globs, sorted within a glob; a plain path need not be there."""
-    found: list[Path] = []
-    for name in _expand_braces(pattern):
-        path = Path(name).expanduser()
-        if path.is_dir():
-            found += sorted(path.glob("*.tar"))
-        elif path.exists() or not glob.has_magic(name):
-            found.append(path)
-        else:
-            found += sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207  Path.glob takes no absolute
-    return found
-
-
-def _expand_braces(pattern: str) -> Iterator[str]:
-    braces = _BRACES.search(pattern)
-    if not braces:
-        yield pattern
-        return
-    numbers = _NUMBERS.fullmatch(braces[1])
-    if numbers:
-        first, last = int(numbers[1]), int(numbers[2])
-        width = len(numbers[1]) if numbers[1].startswith("0") else 0
-        choices = [f"{number:0{width}d}" for number in range(first, last + 1)]
+def _select(
+    found: Sequence[Found],
+) -> tuple[ShardIndex, list[str], list[tuple[int, int]], NDArray[np.int64] | None]:
+    """One index for all shards, with place and status of each, and the rows of it that are used; None for all."""
+    first = found[0].index
+    assert first is not None
+    if all(each.index is first for each in found):
+        index, numbers = first, [each.number for each in found]
     else:
-        choices = braces[1].split(",")
-    for choice in choices:
-        yield from _expand_braces(pattern[: braces.start()] + choice + pattern[braces.end() :])
+        base = common_parent([each.place for each in found])
+        pieces = [
+            each.index.piece(each.number, name_below(each.place, base)) for each in found if each.index is not None
+        ]
+        index, numbers = join(pieces), list(range(len(found)))
+    places, statuses = [""] * len(index.records), [(0, 0)] * len(index.records)
+    for number, each in zip(numbers, found, strict=True):
+        places[number], statuses[number] = each.place, each.status
+    if numbers == list(range(len(index.records))) and all(each.kept is None for each in found):
+        return index, places, statuses, None
+    chosen = [
+        np.arange(*index.firsts[number : number + 2]) if each.kept is None else index.firsts[number] + each.kept
+        for number, each in zip(numbers, found, strict=True)
+    ]
+    return index, places, statuses, np.concatenate(chosen)
 
 
-def _shard_names(shards: list[Path]) -> list[str]:
-    common = Path(os.path.commonpath([path.absolute().parent for path in shards]))
-    return [path.absolute().relative_to(common).with_suffix("").as_posix() for path in shards]
+class _Handle:
+    """An open file that is closed when nobody holds it any more."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
 
 
-def index_shard(path: Path) -> ShardIndex:
-    """Find the usable samples of one shard.
-
-    A sample is a picture with a caption: its ``txt``, else ``caption`` of its ``json``. Where the shard is damaged and
-    img2dataset's ``_stats.json`` lies beside it, the samples lost are counted exactly.
-    """
-    rows: dict[str, _Row] = {}
-    skipped: Counter[str] = Counter()
-    damage = None
-    with path.open("rb") as file:
-        try:
-            for member in iterate_members(file, path.stat().st_size):
-                stem, extension = _split_name(member.name)
-                column = _COLUMNS.get(extension)
-                if column is None or not stem:
-                    continue
-                row = rows.setdefault(stem, _Row())
-                if row.starts[column] != _ABSENT:
-                    skipped["duplicate member"] += 1
-                    continue
-                row.starts[column] = member.start
-                if column != _PICTURE:
-                    file.seek(member.offset)
-                    row.take_text(file.read(min(member.size, _LARGEST_TEXT)), column)
-        except DamagedTarError as error:
-            damage = error
-    partial = _drop_partial(rows, _split_name(damage.name)[0]) if damage else 0
-    if damage and (lost := _count_lost(path, len(rows), partial)):
-        skipped[damage.kind] = lost
-    usable = {}
-    for stem, row in rows.items():
-        if reason := row.why_unusable():
-            skipped[reason] += 1
-        else:
-            usable[stem.encode()] = row.starts
-    starts = np.array(list(usable.values()), dtype=np.int64).reshape(-1, 3)
-    return ShardIndex(np.array(list(usable), dtype=np.bytes_), starts, skipped, damage is not None)
+@functools.lru_cache(maxsize=_OPEN_FILES)  # of this process: a copy of the set in another one opens its own
+def _open(place: str, size: int, changed: int) -> _Handle:
+    handle = _Handle(os.open(place, os.O_RDONLY | os.O_CLOEXEC))
+    status = os.fstat(handle.number)
+    if (status.st_size, status.st_mtime_ns) != (size, changed):
+        raise OSError("another file than the one that was opened first")
+    return handle
 
 
-@dataclass(slots=True)
-class _Row:
-    """What is known of a sample while its shard is read."""
-
-    starts: list[int] = field(default_factory=lambda: [_ABSENT] * 3)
-    has_caption: bool = False
-    failed: bool = False
-
-    def take_text(self, data: bytes, column: int) -> None:
-        if column == _TEXT:
-            self.has_caption |= bool(_caption(data))
-        else:
-            info = _parse(data)
-            self.has_caption |= bool(clean_caption(info.get("caption", "")))
-            self.failed = info.get("status", "success") != "success"
-
-    def why_unusable(self) -> str:
-        if self.failed:
-            return "failed download"
-        if self.starts[_PICTURE] == _ABSENT:
-            return "no picture"
-        return "" if self.has_caption else "empty caption"
-
-    def is_whole(self) -> bool:
-        picture, text, info = self.kinds()
-        return picture and (text or info)
-
-    def kinds(self) -> list[bool]:
-        return [start != _ABSENT for start in self.starts]
-
-
-def _drop_partial(rows: dict[str, _Row], cut_stem: str) -> int:
-    """Take out of a damaged shard's ``rows`` the samples that the damage left incomplete, and count them.
-
-    Whole is a sample that is not the one cut through, has a picture and a text, and, being the last, has every kind
-    of member that the first one has.
-    """
-    if not rows:
-        return int(bool(cut_stem))
-    first, last = next(iter(rows.values())), next(reversed(rows))
-    partial = {stem for stem, row in rows.items() if not (row.failed or row.is_whole())}
-    if rows[last].kinds() < first.kinds():
-        partial.add(last)
-    if cut_stem:
-        partial.add(cut_stem)
-    for stem in partial:
-        rows.pop(stem, None)
-    return len(partial)
-
-
-def _count_lost(path: Path, whole: int, partial: int) -> int:
-    """Samples that a damaged shard has lost: exactly, by img2dataset's statistics, else at least the partial ones."""
-    try:
-        stated = json.loads(path.with_name(f"{path.stem}_stats.json").read_bytes())["successes"]
-        return max(int(stated) - whole, partial)
-    except (OSError, ValueError, KeyError, TypeError):
-        return max(partial, 1)
-
-
-def _split_name(name: str) -> tuple[str, str]:
-    """Key and extension of a member as webdataset splits them, at the first dot of the last part of its path."""
-    folder, slash, base = name.removeprefix("./").rpartition("/")
-    stem, _, extension = base.partition(".")
-    return folder + slash + stem if stem else "", extension.lower()
-
-
-def _caption(data: bytes) -> str:
-    return clean_caption(data.decode("utf-8", "replace"))
-
-
-def _parse(data: bytes) -> dict[str, str]:
-    """The plain values of a JSON object, as text; empty where it is not one."""
-    try:
-        info = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(info, dict):
-        return {}
-    return {name: str(value) for name, value in info.items() if isinstance(value, str | int | float)}
+def _pread(handle: int, size: int, offset: int) -> bytes:
+    data = os.pread(handle, size, offset)
+    while len(data) < size:  # a signal, or a network file system's limit
+        more = os.pread(handle, size - len(data), offset + len(data))
+        if not more:
+            raise OSError("the file became shorter")
+        data += more
+    return data

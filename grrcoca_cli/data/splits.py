@@ -2,9 +2,10 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from grrcoca_cli.data.base import CaptionDataset, ImageSource, Sample, SubsetDataset
 from grrcoca_cli.errors import UsageError
@@ -26,14 +27,21 @@ def split_by_hash(
     Raises:
         UsageError: No sample has ``group_column``.
     """
-    names = [dataset.key(index) for index in range(len(dataset))]
-    if group_column is not None:
-        names = _with_groups(dataset, names, group_column)
-    draws = np.array([_draw(name) for name in names], dtype=np.float64)
+    known = getattr(dataset, "hash_draws", None)  # an index of shards keeps them: no key has to be read
+    draws = known() if known is not None and group_column is None else None
+    if draws is None:
+        draws = hash_draws(_names(dataset, group_column))
     chosen = draws < fraction
     if fraction > 0 and len(draws) and not chosen.any() and draws.min() < draws.max():
         chosen = draws == draws.min()
     return SubsetDataset(dataset, np.flatnonzero(~chosen)), SubsetDataset(dataset, np.flatnonzero(chosen))
+
+
+def _names(dataset: CaptionDataset, group_column: str | None) -> Iterator[bytes]:
+    """What each sample's side depends on: its key, or the name of its group."""
+    keys = (dataset.key(index) for index in range(len(dataset)))
+    names = keys if group_column is None else iter(_with_groups(dataset, list(keys), group_column))
+    return (name.encode(errors="surrogateescape") for name in names)
 
 
 def _with_groups(dataset: CaptionDataset, keys: list[str], column: str) -> list[str]:
@@ -45,10 +53,10 @@ def _with_groups(dataset: CaptionDataset, keys: list[str], column: str) -> list[
     return [f"\0{sample[column]}" if sample.get(column) else key for sample, key in zip(fields, keys, strict=True)]
 
 
-def _draw(name: str) -> float:
-    """A number in [0, 1) that depends on ``name`` alone."""
-    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) / 2**53
+def hash_draws(names: Iterable[bytes]) -> NDArray[np.float64]:
+    """A number in [0, 1) for each of ``names`` that depends on it alone, (length,)."""
+    digests = (hashlib.blake2b(name, digest_size=8).digest() for name in names)
+    return np.fromiter((int.from_bytes(digest, "big") >> 11 for digest in digests), dtype=np.float64) / 2**53
 
 
 def count_overlaps(train: CaptionDataset, validation: CaptionDataset, group_column: str | None = None) -> Counter[str]:

@@ -36,13 +36,11 @@ class Member:
 
     Attributes:
         name: Path inside the archive, as written there.
-        start: Of its first header, a long-name header included: `read_member` finds the member again from here.
         offset: Of its data.
         size: Bytes of data.
     """
 
     name: str
-    start: int
     offset: int
     size: int
 
@@ -64,24 +62,6 @@ def iterate_members(file: BinaryIO, length: int) -> Iterator[Member]:
         if kind in b"\x0007":
             yield member
         position = end
-
-
-def read_member(file: BinaryIO, start: int, limit: int) -> bytes:
-    """The data, at most ``limit`` bytes of it, of the member whose first header is at ``start``.
-
-    Raises:
-        DamagedTarError: It is not, or not any more, there in full.
-    """
-    header = _next_header(file, start)
-    if header is None:
-        raise DamagedTarError("damaged shard")
-    member = header[0]
-    file.seek(member.offset)
-    wanted = min(member.size, limit)
-    data = file.read(wanted)
-    if len(data) != wanted:
-        raise DamagedTarError("truncated shard", member.name)
-    return data
 
 
 def _next_header(file: BinaryIO, start: int) -> tuple[Member, bytes, int] | None:
@@ -116,7 +96,7 @@ def _next_header(file: BinaryIO, start: int) -> tuple[Member, bytes, int] | None
         elif kind not in b"\x0007":
             raise DamagedTarError("damaged shard")  # sparse and multi-volume archives: no shard is one
         length = declared if size is None else size
-        member = Member((name or _short_name(block)).decode("utf-8", "replace"), start, position, length)
+        member = Member((name or _short_name(block)).decode("utf-8", "replace"), position, length)
         return member, kind, position + _padded(length)
 
 
