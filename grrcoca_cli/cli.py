@@ -278,6 +278,72 @@ def doctor(json: Json = False) -> ExitCode | None:
     return run(as_json=json)
 
 
+prepare = typer.Typer(help="Make data ready: shards, their index, CC12M's pictures.", no_args_is_help=True)
+app.add_typer(prepare, name="prepare")
+
+
+@prepare.command("index")
+@_command
+def prepare_index(
+    shards: Annotated[
+        list[str],
+        typer.Argument(help="A folder, files, a glob, 'shards/{00000..01242}.tar', or an address.", show_default=False),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The index.", show_default="grrcoca-index.npz beside the shards")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare every byte of the shards with their index instead.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that read shards.")] = 2,
+    json: Json = False,
+) -> ExitCode | None:
+    """Index shards once, so that a run opens them at once and notices every later damage; goes on where it stopped."""
+    from grrcoca_cli.commands.prepare import prepare_index as run
+
+    return run(shards, out, check=check, processes=workers, as_json=json)
+
+
+@prepare.command("cc12m")
+@_command
+def prepare_cc12m(
+    urls: Annotated[Path, typer.Argument(help="cc12m.tsv: address, tab, caption.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the shards.", show_default=False)],
+    image_size: Annotated[int, typer.Option(min=1, help="Shorter side of the kept pictures, in pixels.")] = 256,
+    processes: Annotated[int, typer.Option(min=1, help="Processes of img2dataset.")] = 16,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each process.")] = 64,
+    download: Annotated[bool, typer.Option("--run", help="Run img2dataset now, then check.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Say what came back, and index it.")] = False,
+    json: Json = False,
+) -> ExitCode | None:
+    """Print the img2dataset command for CC12M's addresses; afterwards, check what it brought."""
+    from grrcoca_cli.commands.prepare_cc12m import Options
+    from grrcoca_cli.commands.prepare_cc12m import prepare_cc12m as run
+
+    return run(Options(urls, out, image_size, processes, threads, download, check), as_json=json)
+
+
+@prepare.command("shards")
+@_command
+def prepare_shards(
+    dataset: Annotated[str, typer.Option(help="roco, coco, flickr30k, folder, … (grrcoca ls datasets).")],
+    data: Annotated[str, typer.Option(help="Where the data set lies.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new shards.", show_default=False)],
+    split: Annotated[str, typer.Option(help="Its split; 'all' for the whole.", show_default="train")] = "",
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples a shard.")] = 1000,
+    window: Annotated[str, typer.Option(help="Window of DICOM files, which become PNG.")] = "auto",
+    keep_keys: Annotated[
+        bool, typer.Option("--keep-keys", help="Of a folder, keep file names as keys instead of their hashes.")
+    ] = False,
+    json: Json = False,
+) -> ExitCode | None:
+    """Turn a data set into webdataset shards, with their index; goes on where it stopped."""
+    from grrcoca_cli.commands.prepare_shards import Options
+    from grrcoca_cli.commands.prepare_shards import prepare_shards as run
+
+    return run(Options(dataset, data, split, out, samples_per_shard, window, keep_keys), as_json=json)
+
+
 def main() -> None:
     """Entry point of the ``grrcoca`` command."""
     app()

@@ -198,6 +198,21 @@ def load_index(path: Path) -> ShardIndex:
     return index
 
 
+def verify_index(path: Path) -> None:
+    """Compare every array of an index with its checksum, which `load_index` does not.
+
+    Raises:
+        UsageError: One differs.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile):
+        damaged = "it"
+    if damaged:
+        raise UsageError(f"{path} is damaged: run `grrcoca prepare index` again")
+
+
 def _load_same(path: Path, stamp: tuple[int, int]) -> ShardIndex:
     index = load_index(path)
     if index.stamp != stamp:
