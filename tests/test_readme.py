@@ -60,9 +60,10 @@ def test_every_readme_command_runs(
     Path("other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
     Path("theirs.csv").write_text("file,caption\n" + "".join(f"{row['file']},{row['caption']}\n" for row in others))
     roco_of(tmp_path / "studies", tmp_path / "ROCO")
+    Path("cc12m.tsv").write_text("https://example.org/a.jpg\ta caption\n")
 
     ran = commands()
-    assert {words[0] for words in ran} == {"pretrain", "finetune", "caption", "eval", "ls", "info", "doctor"}
+    assert {words[0] for words in ran} == {"pretrain", "finetune", "caption", "eval", "prepare", "ls", "info", "doctor"}
     for words in ran:
         settings = {"pretrain": (*TRAINING, *MODEL), "finetune": TRAINING}.get(words[0], ())
         flags = [part for setting in settings for part in ("--set", setting)]

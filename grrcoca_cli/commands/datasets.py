@@ -1,5 +1,6 @@
 """From a recipe's ``[data]`` to samples, an image reader and an augmentation: where radiology meets the loop."""
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,8 @@ from grrcoca_cli.data.images import augment_picture
 from grrcoca_cli.data.pictures import read_picture
 from grrcoca_cli.data.shards import ShardDataset, open_shards
 from grrcoca_cli.data.splits import count_overlaps, split_by_hash
-from grrcoca_cli.errors import NoSuchSplit, UsageError
+from grrcoca_cli.data.tokenizer import CaptionTokenizer
+from grrcoca_cli.errors import NoSuchSplit, UnreadableImage, UsageError
 
 _DECODERS = ("numpy", "torch", "pillow", "pydicom", "pylibjpeg-openjpeg", "python-gdcm", "imagecodecs")
 """Packages whose versions may change a pixel."""
@@ -154,6 +156,21 @@ def augmentation(data: DataConfig) -> Augmentation | None:
     if data.augment == "picture":
         return partial(augment_picture, flip=data.flip, quarter_turns=data.quarter_turns)
     return None
+
+
+def describe_cut_captions(train: CaptionDataset, tokenizer: CaptionTokenizer, context_length: int) -> str:
+    """A line about captions that do not fit into the context, by the first of the set; empty where all do."""
+    captions: list[str] = []
+    with contextlib.suppress(UnreadableImage):  # a shard that is no more what it was; training counts it
+        for index in range(min(1000, len(train))):
+            captions += train.peek(index).captions
+    cut = sum(tokenizer.count(caption) > context_length for caption in captions)
+    if not cut:
+        return ""
+    return (
+        f"note: {cut} of the first {len(captions)} captions are longer than model.context_length = {context_length} "
+        "tokens and are cut there"
+    )
 
 
 def describe(opened: OpenedData, data: DataConfig, *, overlaps: bool) -> list[str]:

@@ -60,6 +60,8 @@ def prepare_shards(options: Options, *, as_json: bool) -> ExitCode:
     _refuse_foreign(out)
     with lock_folder(out):
         _claim(out, _settings(options, split, dataset))
+        for left in out.glob(".*.tar.*"):  # half a shard of a start that was killed
+            left.unlink()
         hidden = options.dataset == "folder" and not options.keep_keys
         reader = dicom_reader(options.window)
         skipped = _write_all(dataset, options, reader, hidden)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import tempfile
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from grrcoca_cli import __version__
 from grrcoca_cli.config import Recipe, apply_settings, build_recipe, read_recipe, recipe_names
 from grrcoca_cli.console import duration, say
-from grrcoca_cli.errors import UsageError
+from grrcoca_cli.errors import UnreadableImage, UsageError
 from grrcoca_cli.files import explain_os_errors, sha256_of, write_atomically
 from grrcoca_cli.training.checkpoint import (
     FORMAT_VERSION,
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 TOKENIZER_CAPTIONS = 2_000_000
 """Most captions a tokenizer is trained on: more change little and take hours."""
+
+REMOTE_CAPTIONS = 200_000
+"""The same where captions come in shards that have to be fetched: twenty shards of CC12M."""
 
 HOW_TO_GET_CC12M = """\
 To get them, download cc12m.tsv (github.com/google-research-datasets/conceptual-12m), then
@@ -193,21 +197,31 @@ def _tokenizer(
 
 
 def _captions(train: CaptionDataset, seed: int) -> Iterator[str]:
+    import numpy as np
+
+    from grrcoca_cli.data.base import OrderedDataset
+
     indices: Sequence[int] = range(len(train))
-    if len(train) > TOKENIZER_CAPTIONS:
+    order = train.order(np.random.RandomState(seed)) if isinstance(train, OrderedDataset) else None
+    if order is not None:  # each shard would have to be fetched: a few of them must do
+        indices = order[:REMOTE_CAPTIONS].tolist()
+    elif len(train) > TOKENIZER_CAPTIONS:
         indices = sorted(random.Random(seed).sample(indices, TOKENIZER_CAPTIONS))
     for index in indices:
-        yield from train.peek(index).captions
+        with contextlib.suppress(UnreadableImage):  # a shard that is no more what it was; training counts it
+            yield from train.peek(index).captions
 
 
 def _run(recipe: Recipe, options: Options, model: CoCa, session: _Session) -> Path | None:
-    from grrcoca_cli.commands.datasets import augmentation, describe, image_reader
+    from grrcoca_cli.commands.datasets import augmentation, describe, describe_cut_captions, image_reader
     from grrcoca_cli.training.loop import Run, seconds_a_step, train
     from grrcoca_cli.training.optimizer import freeze
 
     data, training, opened = recipe.data, recipe.training, session.opened
     for line in describe(opened, data, overlaps=options.dry_run):
         say(line)
+    if note := describe_cut_captions(opened.train, session.tokenizer, recipe.model.context_length):
+        say(note)
     _take_image_weights(recipe, model)
     freeze(model, recipe.finetune.freeze)
     if training.accumulation > 1 and training.contrastive_weight and training.contrastive_batch == "micro":

@@ -17,6 +17,8 @@ from grrcoca_cli.data.shard_scan import scan_shard
 from grrcoca_cli.errors import OutOfResources, UsageError
 from grrcoca_cli.files import explain_os_errors, sha256_of
 
+_WORTH_A_PROCESS = 1 << 26  # bytes of shards; fewer are read before a process has started
+
 Job = tuple[str, ShardRecord, Path]
 """A shard to index: its place, its record as far as it is known, and where its part goes."""
 
@@ -116,7 +118,7 @@ def _known(out: Path, parts: Path) -> dict[tuple[str, int, int], ShardIndex]:
 
 def _run(jobs: list[Job], processes: int) -> Iterator[Path]:
     processes = min(processes, len(jobs))
-    if processes < 2:
+    if processes < 2 or sum(record.bytes for _, record, _ in jobs) < _WORTH_A_PROCESS:
         yield from map(_index_part, jobs)
         return
     methods = multiprocessing.get_all_start_methods()

@@ -30,17 +30,16 @@ def look_up(patterns: Sequence[str], store: WindowCache | None) -> dict[str, Kno
         UsageError: An index is damaged, remote shards have none, or a pattern names a command.
     """
     wanted: dict[str, Known] = {}
-    indices: dict[str, dict[str, Known]] = {}  # by folder, what the index there knows
+    folders: set[str] = set()  # in which an index was looked for
+    known: dict[str, Known] = {}  # what these indices know
     for name in (name for pattern in patterns for name in expand_braces(pattern)):
         if name.endswith(".npz"):
             wanted |= _of_index(name, store)
             continue
         found = find_shards(name)
-        known: dict[str, Known] = {}
-        for folder in dict.fromkeys([*map(parent_of, found), *_folder_of(name)]):
-            if folder not in indices:
-                indices[folder] = _beside(folder, store)
-            known |= indices[folder]
+        for folder in {*map(parent_of, found), *_folder_of(name)} - folders:
+            folders.add(folder)
+            known |= _beside(folder, store)
         by_path = {place if is_remote(place) else os.path.abspath(place): place for place in found}  # noqa: PTH100
         gone = [path for path in _named_by(name, known) if path not in by_path]
         for path in sorted([*by_path, *gone]) if gone else by_path:
@@ -107,7 +106,8 @@ def _named_by(name: str, known: dict[str, Known]) -> Iterator[str]:
     else:
         path = Path(name).expanduser().absolute()
         pattern = f"{path}/*.tar" if path.is_dir() else str(path)
+    if not glob.has_magic(pattern):
+        return
     for place in known:
-        same_depth = "**" in pattern or place.count("/") == pattern.count("/")
-        if same_depth and glob.has_magic(pattern) and fnmatch.fnmatchcase(place, pattern):
+        if ("**" in pattern or place.count("/") == pattern.count("/")) and fnmatch.fnmatchcase(place, pattern):
             yield place

@@ -5,7 +5,8 @@
 
 Both decode the same pictures by the same function, fit them to 224, tokenize and collate; ours reads in random order
 over all shards, webdataset one shard after another. The shards are those of generic-cc12m-like in ../shared, repeated.
-Both take turns, and the median round counts; memory is the proportional share of this process and its children.
+Both take turns on the first batches of an epoch, and the median round counts; memory is of a whole epoch, the
+proportional share of this process and its children.
 """
 
 import os
@@ -33,7 +34,8 @@ SHARDS = 102
 WORKERS = 2
 BATCH = 64
 SIZE = 224
-ROUNDS = 3
+ROUNDS = 5
+BATCHES = 50  # of a round
 MEAN = STD = (0.5, 0.5, 0.5)
 Row = dict[str, str | float]
 
@@ -66,19 +68,19 @@ def timed(batches: Iterator[Any], count: int, watch: Callable[[float], None] = l
     return time.perf_counter() - began
 
 
-def ours(folder: Path, tokenizer: CaptionTokenizer, watch: Callable[[float], None] = lambda share: None) -> float:
-    """Seconds of an epoch through the batches that training takes."""
-    dataset = open_shards(str(folder))
-    reader = BatchReader(dataset, read_picture, tokenizer, SIZE, 77)
-    count = len(dataset) // BATCH
+def ours(
+    folder: Path, tokenizer: CaptionTokenizer, count: int, watch: Callable[[float], None] = lambda share: None
+) -> float:
+    """Seconds of ``count`` batches as training takes them."""
+    reader = BatchReader(open_shards(str(folder)), read_picture, tokenizer, SIZE, 77)
     batches = training_batches(reader, BATCH, 0, count, WORKERS)
     seconds = timed(batches, count, watch)
     batches.close()  # type: ignore[attr-defined]
     return seconds
 
 
-def theirs(folder: Path, tokenizer: CaptionTokenizer) -> float:
-    """Seconds of an epoch of webdataset, in a DataLoader."""
+def theirs(folder: Path, tokenizer: CaptionTokenizer, count: int) -> float:
+    """Seconds of ``count`` batches of webdataset, in a DataLoader."""
     import webdataset
 
     def decode(sample: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, str]:
@@ -94,8 +96,6 @@ def theirs(folder: Path, tokenizer: CaptionTokenizer) -> float:
     shards = sorted(map(str, folder.glob("*.tar")))
     dataset = webdataset.WebDataset(shards, shardshuffle=False).map(decode).batched(BATCH, collate, partial=False)
     loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=WORKERS)
-    # each worker drops the rest of its own half
-    count = sum(160 * len(shards[worker::WORKERS]) // BATCH for worker in range(WORKERS))
     return timed(iter(loader), count)
 
 
@@ -125,16 +125,17 @@ def rows() -> list[Row]:
                 held.append((share, memory(os.getpid())))
 
         our_times, their_times = [], []
-        for round_ in range(ROUNDS):
-            our_times.append(ours(folder, tokenizer, watch if round_ == 0 else lambda share: None))
-            their_times.append(theirs(folder, tokenizer))
+        for _ in range(ROUNDS):
+            our_times.append(ours(folder, tokenizer, BATCHES))
+            their_times.append(theirs(folder, tokenizer, BATCHES))
+        ours(folder, tokenizer, len(dataset) // BATCH, watch)
     mine, other = statistics.median(our_times), statistics.median(their_times)
-    pictures = SHARDS * 160
+    pictures = (BATCHES - 2 * WORKERS) * BATCH
     early = statistics.median(megabytes for share, megabytes in held if 0.1 < share < 0.4)
     late = statistics.median(megabytes for share, megabytes in held if share > 0.7)
     return [
         {
-            "name": f"{pictures} pictures of {SHARDS} shards, {WORKERS} workers, against webdataset "
+            "name": f"{pictures} pictures out of {SHARDS} shards, {WORKERS} workers, against webdataset "
             f"({pictures / mine:.0f} and {pictures / other:.0f} a second)",
             "ours": round(mine, 3),
             "peer": round(other, 3),
@@ -142,7 +143,7 @@ def rows() -> list[Row]:
             "goal": 1.0,
         },
         {
-            "name": "MB held in the last third of those shards, against the first",
+            "name": f"MB held in the last third of {SHARDS} shards, against the first",
             "ours": round(late, 1),
             "peer": round(early, 1),
             "ratio": round(early / late, 3),

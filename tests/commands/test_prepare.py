@@ -16,11 +16,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from grrcoca_cli.cli import app
-from grrcoca_cli.commands.datasets import open_split
+from grrcoca_cli.commands.datasets import describe_cut_captions, open_split
 from grrcoca_cli.commands.train import HOW_TO_GET_CC12M
 from grrcoca_cli.config import DataConfig
+from grrcoca_cli.data.base import ListDataset, Sample
 from grrcoca_cli.data.pictures import read_picture
 from grrcoca_cli.data.shards import open_shards
+from grrcoca_cli.data.tokenizer import CaptionTokenizer
 from medical import read_pixels
 
 
@@ -214,8 +216,10 @@ def test_coco_comes_back_from_its_shards(coco: Path, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in out.glob("*.tar")}
     (out / "00001.tar").unlink()
     (out / "00001_stats.json").unlink()
+    (out / ".00001.tar.abc").touch()  # of a start that was killed
     assert run_json(*words) == (code, found)  # goes on, to the same bytes
     assert {path.name: path.read_bytes() for path in out.glob("*.tar")} == before
+    assert not list(out.glob(".*"))
 
 
 def test_shards_of_shards_are_the_same(cc12m: Path, tmp_path: Path) -> None:
@@ -268,6 +272,28 @@ def test_keys_of_a_folder_are_hidden_unless_asked_for(tmp_path: Path) -> None:
     assert run(*words, "--out", tmp_path / "kept", "--keep-keys")[0] == 0
     kept = open_shards(str(tmp_path / "kept"))
     assert [kept.key(0)[-1:], kept.key(1)[-3:]] == ["1", "2_b"]  # an archive's name ends at its first dot
+
+
+def test_a_run_names_shards_that_are_not_as_indexed(cc12m: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("index", cc12m / "shards")[0] == 0
+    (cc12m / "shards" / "00001.tar").unlink()
+    dataset = open_split(DataConfig(dataset="shards", path=str(cc12m / "shards")), "all")
+    assert len(dataset) == 320
+    assert dataset.skipped == {"missing shard": 160}
+    assert "00001.tar is missing: its 160 samples are left out" in capsys.readouterr().err
+    many = DataConfig(dataset="shards", path=f"{cc12m}/shards/{{00000..00099}}.tar")
+    open_split(many, "all")
+    assert "and 88 more shards" in capsys.readouterr().err
+
+
+def test_captions_beyond_the_context_are_said(tmp_path: Path) -> None:
+    samples = [Sample(str(number), tmp_path / "x.jpg", ("word " * number + "end", "short")) for number in range(1, 9)]
+    tokenizer = CaptionTokenizer.train(["word end short"], 300)
+    said = describe_cut_captions(ListDataset(samples), tokenizer, 30)
+    cut = sum(tokenizer.count(sample.captions[0]) > 30 for sample in samples)
+    assert 0 < cut < 8
+    assert f"{cut} of the first 16 captions are longer" in said
+    assert describe_cut_captions(ListDataset(samples), tokenizer, 300) == ""
 
 
 def test_a_foreign_folder_is_left_alone(coco: Path, tmp_path: Path) -> None:

@@ -81,7 +81,8 @@ def test_the_index_may_move_with_its_shards_and_may_lie_elsewhere(
     assert dataset.places == sorted(map(str, moved.glob("*.tar")))
 
 
-def test_two_processes_give_the_same_index_as_one(three: Path) -> None:
+def test_two_processes_give_the_same_index_as_one(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_build, "_WORTH_A_PROCESS", 0)
     alone = index(three)
     content = {name: array.tolist() for name, array in alone.arrays._asdict().items()}
     (three / INDEX_NAME).unlink()

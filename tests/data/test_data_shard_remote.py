@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grrcoca_cli.commands import train as train_command
 from grrcoca_cli.data import shard_remote
 from grrcoca_cli.data.base import OrderedDataset, SubsetDataset
 from grrcoca_cli.data.batches import batch_indices, steps_per_epoch
@@ -222,6 +223,16 @@ def test_a_network_that_fails_is_tried_again(
     assert not attempts
     failing = set()
     assert dataset[2 * EACH].key == "000020000"
+
+
+def test_a_tokenizer_is_trained_on_a_few_shards(
+    stored: Path, fetched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_command, "REMOTE_CAPTIONS", 2 * EACH)
+    dataset = open_shards(str(stored), window=2)
+    captions = list(train_command._captions(dataset, seed=0))
+    assert len(set(captions)) == 2 * EACH
+    assert len(fetched) == 2
 
 
 def test_remote_shards_need_an_index(bucket: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
