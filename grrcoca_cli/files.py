@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -108,14 +108,14 @@ def new_folder(target: Path, need: int = 0) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(PARTIAL, f".{target.name}.", target.parent))
         try:
             yield temporary
-            files = sorted(path for path in temporary.rglob("*") if path.is_file())
+            folders, files = _contents(temporary)
             entries = {str(path.relative_to(temporary)): _entry(path) for path in files}
             for path in files:
                 _open_by_umask(path)
                 _flush(path)
             (temporary / MANIFEST).write_text(json.dumps({"files": entries}, indent=2) + "\n", encoding="utf-8")
             _flush(temporary / MANIFEST)
-            for folder in [*(path for path in temporary.rglob("*") if path.is_dir()), temporary]:
+            for folder in folders:
                 _open_by_umask(folder, 0o777)
                 _flush(folder)
             _put_in_place(temporary, target)
@@ -123,6 +123,19 @@ def new_folder(target: Path, need: int = 0) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def _contents(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Folders, the inner ones first and itself last, and files. `Path.rglob` passes over what it may not list."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    folders, files = [], []
+    for root, _, names in os.walk(folder, topdown=False, onerror=fail):
+        folders.append(Path(root))
+        files += [Path(root, name) for name in names]
+    return folders, sorted(files)
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
@@ -139,6 +152,14 @@ def _put_in_place(temporary: Path, target: Path) -> None:
             aside.rename(target)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Take a folder away: out of sight at once, so that a kill leaves nothing that looks like it."""
+    gone = folder.with_name(f".{folder.name}.old{PARTIAL}")
+    with suppress(OSError):  # what cannot be removed does no harm
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def verify_folder(folder: Path, needed: Collection[str] = ()) -> None:

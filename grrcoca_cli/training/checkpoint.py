@@ -152,16 +152,25 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
 def load_training_state(
     folder: Path, model: CoCa, optimizers: Sequence[torch.optim.Optimizer], ema: Ema | None = None
 ) -> dict[str, Any]:
-    """Put weights, their average and the optimisers back as they are in ``folder``; gives its ``state``."""
+    """Put weights, their average and the optimisers back as they are in ``folder``; gives its ``state``.
+
+    Raises:
+        CheckpointRefused: A file is not what its name says, though it agrees with the manifest.
+    """
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from grrcoca_cli.training.sharding import like
 
-    state: dict[str, Any] = json.loads((folder / TRAINING / STATE).read_text(encoding="utf-8"))
     own = folder / TRAINING / RAW_WEIGHTS
-    weights = load_file(own if own.exists() else folder / WEIGHTS)
-    tensors = load_file(folder / TRAINING / OPTIMIZER)
+    try:
+        state: dict[str, Any] = json.loads((folder / TRAINING / STATE).read_text(encoding="utf-8"))
+        published = load_file(folder / WEIGHTS)
+        weights = load_file(own) if own.exists() else published
+        tensors = load_file(folder / TRAINING / OPTIMIZER)
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise CheckpointRefused(f"{folder} cannot be resumed: its weights or {TRAINING}/ cannot be read") from error
     entries: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
@@ -175,7 +184,7 @@ def load_training_state(
                     key: value if key == "step" else like(parameter, value) for key, value in entries[name].items()
                 }
     if ema is not None:
-        ema.load(load_file(folder / WEIGHTS), state["ema_updates"])
+        ema.load(published, state["ema_updates"])
     return state
 
 

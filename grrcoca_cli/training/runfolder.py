@@ -141,15 +141,18 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
 
 def _rows_with_ends(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
     """Each row, and the position behind its line."""
-    position = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            position += len(line)
-            row = _row_of(line)
-            if row is not None:
-                yield row, position
-            elif file.read(1):
-                raise UsageError(f"{path}, line {number}: not a row of metrics; move the file away to go on")
+    try:
+        with path.open("rb") as file:
+            position = 0
+            for number, line in enumerate(file, start=1):
+                position += len(line)
+                row = _row_of(line)
+                if row is not None:
+                    yield row, position
+                elif file.read(1):
+                    raise UsageError(f"{path}, line {number}: not a row of metrics; move the file away to go on")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _row_of(line: bytes) -> dict[str, Any] | None:
@@ -171,8 +174,9 @@ def draw_losses(out: Path, log: MetricsLog) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.6))  # a layout that is found by trying would draw it twice
     FigureCanvasAgg(figure)
+    figure.subplots_adjust(left=0.07, right=0.98, bottom=0.14, top=0.91, wspace=0.18)
     for column, name in enumerate(("contrastive_loss", "caption_loss"), start=1):
         axes = figure.add_subplot(1, 2, column)
         if log.curve:
