@@ -1,5 +1,6 @@
 """The Python door: a loaded checkpoint that captions and embeds pictures. Also what the commands stand on."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,10 @@ from grrcoca_cli.config import GenerationConfig
 from grrcoca_cli.data.base import ImageReader, Pixels
 from grrcoca_cli.data.captions import clean_caption
 from grrcoca_cli.data.images import fit_image, normalize
+from grrcoca_cli.errors import UsageError
 from grrcoca_cli.model.generate import SpecialTokens, generate
+from grrcoca_cli.model.packed import can_pack, pack_for_decoding
+from grrcoca_cli.model.text import TextDecoder
 from grrcoca_cli.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from grrcoca_cli.training.device import autocast, choose_device, explain_out_of_memory
 
@@ -65,6 +69,7 @@ class Captioner:
 
         Raises:
             UnreadableImage: A file gives no pixels.
+            UsageError: Its weights cannot be decoded with as ``generation.weights`` asks.
         """
         chosen = GenerationConfig.model_validate(self.checkpoint.config.generation.model_dump() | settings)
         texts: list[str] = []
@@ -94,11 +99,25 @@ class Captioner:
         special = SpecialTokens(tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
         generator = torch.Generator(self.device).manual_seed(settings.seed + seed_offset)
         with explain_out_of_memory(f"captions of {len(memory)} pictures at once"), autocast(self.device, "auto"):
-            found = generate(self.checkpoint.model, memory, special, settings, generator)
+            text = self._packed_text if self._packs(settings) else None
+            found = generate(self.checkpoint.model, memory, special, settings, generator, text=text)
         return [
             [Caption(clean_caption(tokenizer.decode(c.tokens)), sum(c.logprobs) / len(c.logprobs)) for c in captions]
             for captions in found
         ]
+
+    @functools.cached_property
+    def _packed_text(self) -> TextDecoder:
+        return pack_for_decoding(self.checkpoint.model.text_decoder)
+
+    @functools.cached_property
+    def _can_pack(self) -> bool:
+        return can_pack(self.checkpoint.model.text_decoder)
+
+    def _packs(self, settings: GenerationConfig) -> bool:
+        if settings.weights == "float16" and not self._can_pack:
+            raise UsageError('generation.weights = "float16" needs an x86 CPU and finite weights: set it to "auto"')
+        return settings.weights != "float32" and self._can_pack
 
     def encode_image(self, paths: Sequence[str | Path]) -> Tensor:
         """Unit embeddings (B, E) of DICOM files or pictures, on the CPU."""

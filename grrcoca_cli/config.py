@@ -336,6 +336,8 @@ class GenerationConfig(Section):
         length_penalty: Beam scores are the summed log-probability over length to this power.
         no_repeat_ngram: Refuse tokens that would repeat an n-gram of this size; 0 is off.
         min_tokens, max_tokens: Bounds on generated tokens, the end token included.
+        weights: What decoding reads: ``float32``, ``float16`` (half the bytes; an x86 CPU only; arithmetic stays
+            float32), or ``auto``, float16 where it can be. On a GPU autocast decides instead.
         seed: Of the sampling.
     """
 
@@ -348,6 +350,7 @@ class GenerationConfig(Section):
     no_repeat_ngram: int = Field(default=0, ge=0)
     min_tokens: int = Field(default=1, ge=1)
     max_tokens: int = Field(default=76, ge=1)
+    weights: Literal["auto", "float32", "float16"] = "auto"
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")

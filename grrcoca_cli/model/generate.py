@@ -9,6 +9,7 @@ from torch import Tensor
 
 from grrcoca_cli.config import GenerationConfig
 from grrcoca_cli.model.coca import CoCa
+from grrcoca_cli.model.text import TextDecoder
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class _Decoder(Protocol):
 class _CachedDecoder:
     """Runs only the newest token; keys and values of the others, and of the image, are kept."""
 
-    def __init__(self, model: CoCa, memory: Tensor) -> None:
-        self.text = model.text_decoder
+    def __init__(self, text: TextDecoder, memory: Tensor) -> None:
+        self.text = text
         self.caches = self.text.new_caches()
         self.image = self.text.image_keys_values(memory)
 
@@ -65,8 +66,8 @@ class _CachedDecoder:
 class _PrefixDecoder:
     """Runs the whole prefix at every step: the slow reference that the cache is tested and measured against."""
 
-    def __init__(self, model: CoCa, memory: Tensor) -> None:
-        self.text = model.text_decoder
+    def __init__(self, text: TextDecoder, memory: Tensor) -> None:
+        self.text = text
         self.memory = memory
         self.prefix: Tensor | None = None
 
@@ -91,6 +92,7 @@ def generate(
     settings: GenerationConfig,
     generator: torch.Generator | None = None,
     *,
+    text: TextDecoder | None = None,
     use_cache: bool = True,
 ) -> list[list[GeneratedCaption]]:
     """Captions of each image, best first.
@@ -101,9 +103,11 @@ def generate(
         special: Begin, end and padding ids.
         settings: Decoding; ``max_tokens`` is cut to what the context length leaves.
         generator: For sampling, on the device of ``memory``.
+        text: Decodes in the place of the model's own text decoder, as `pack_for_decoding` gives it.
         use_cache: False recomputes every prefix; the result is the same.
     """
-    decoder: _Decoder = _CachedDecoder(model, memory) if use_cache else _PrefixDecoder(model, memory)
+    text = text or model.text_decoder
+    decoder: _Decoder = _CachedDecoder(text, memory) if use_cache else _PrefixDecoder(text, memory)
     longest = min(settings.max_tokens, model.config.context_length - 1)
     rows = _Rows(len(memory), max(settings.beams, settings.captions), special.bos, memory.device)
     if settings.beams > 1:
@@ -111,20 +115,19 @@ def generate(
     return _sample(decoder, rows, longest, special, settings, generator)
 
 
-def _constrain(logprobs: Tensor, so_far: Tensor, special: SpecialTokens, settings: GenerationConfig) -> Tensor:
-    """``logprobs`` (R, V) with refused tokens at minus infinity; ``so_far`` (R, t) are the tokens until now."""
-    allowed = logprobs.clone()
-    allowed[:, [special.pad, special.bos]] = -torch.inf
+def _constrain(logprobs: Tensor, so_far: Tensor, special: SpecialTokens, settings: GenerationConfig) -> None:
+    """Set refused tokens of ``logprobs`` (R, V) to minus infinity; ``so_far`` (R, t) are the tokens until now."""
+    logprobs[:, special.pad] = -torch.inf
+    logprobs[:, special.bos] = -torch.inf
     if so_far.shape[1] + 1 < settings.min_tokens:
-        allowed[:, special.eos] = -torch.inf
+        logprobs[:, special.eos] = -torch.inf
     n = settings.no_repeat_ngram
     if n and so_far.shape[1] >= n:
         ngrams = so_far.unfold(1, n, 1)  # (R, t - n + 1, n)
         last = so_far[:, so_far.shape[1] - n + 1 :].unsqueeze(1)  # (R, 1, n - 1)
         repeats = (ngrams[..., :-1] == last).all(dim=-1)  # (R, t - n + 1)
         rows, places = repeats.nonzero(as_tuple=True)
-        allowed[rows, ngrams[rows, places, -1]] = -torch.inf
-    return allowed
+        logprobs[rows, ngrams[rows, places, -1]] = -torch.inf
 
 
 def _choose(allowed: Tensor, settings: GenerationConfig, generator: torch.Generator | None) -> Tensor:
@@ -159,11 +162,11 @@ class _Rows:
         self.tokens = self.newest[:, :0]
         self.logprobs = torch.empty(images * width, 0, device=device)
 
-    def append(self, chosen: Tensor, scores: Tensor) -> None:
-        """Lengthen every row by its token in ``chosen`` (R,); ``scores`` are the log-probabilities (R, V)."""
+    def append(self, chosen: Tensor, logprobs: Tensor) -> None:
+        """Lengthen every row by its token in ``chosen`` (R,), whose log-probabilities are ``logprobs`` (R,)."""
         self.newest = chosen.unsqueeze(1)
         self.tokens = torch.cat([self.tokens, self.newest], dim=1)
-        self.logprobs = torch.cat([self.logprobs, scores.gather(1, self.newest)], dim=1)
+        self.logprobs = torch.cat([self.logprobs, logprobs.unsqueeze(1)], dim=1)
 
     def select(self, rows: Tensor, groups: Tensor) -> None:
         """Keep these rows and the images of these groups, in this order."""
@@ -188,12 +191,14 @@ def _sample(
     """Greedy decoding or sampling; an image leaves the batch once all of its captions have ended."""
     K = rows.width
     results: list[list[GeneratedCaption]] = [[] for _ in rows.images]
+    has_ended = torch.zeros_like(rows.newest[:, 0], dtype=torch.bool)
     for position in range(longest):
         scores = decoder.step(rows.newest).float().log_softmax(dim=-1)  # (R, V)
-        chosen = _choose(_constrain(scores, rows.tokens, special, settings), settings, generator)
-        has_ended = (rows.tokens == special.eos).any(dim=1)
-        rows.append(chosen.masked_fill(has_ended, special.pad), scores)
-        done = (rows.tokens == special.eos).any(dim=1).view(-1, K).all(dim=1)
+        _constrain(scores, rows.tokens, special, settings)
+        chosen = _choose(scores, settings, generator)
+        rows.append(chosen.masked_fill(has_ended, special.pad), scores.gather(1, chosen.unsqueeze(1)).squeeze(1))
+        has_ended = has_ended | (chosen == special.eos)
+        done = has_ended.view(-1, K).all(dim=1)
         if position + 1 == longest:
             done = torch.ones_like(done)
         for group in done.nonzero().flatten().tolist():
@@ -204,6 +209,7 @@ def _sample(
             break
         if len(groups) < len(done):
             kept = (groups.unsqueeze(1) * K + torch.arange(K, device=groups.device)).flatten()
+            has_ended = has_ended[kept]
             rows.select(kept, groups)
             decoder.select(kept, groups)
     return results
@@ -222,14 +228,14 @@ def _beam_search(
     for position in range(longest):
         scores = decoder.step(rows.newest).float().log_softmax(dim=-1)  # (R, V)
         V = scores.shape[1]
-        allowed = _constrain(scores, rows.tokens, special, settings)
+        _constrain(scores, rows.tokens, special, settings)
         # Of 2 K candidates at most K end their caption, so that K beams always live on.
-        best, places = (totals.unsqueeze(-1) + allowed.view(-1, K, V)).flatten(1).topk(2 * K)  # each (I, 2 K)
+        best, places = (totals.unsqueeze(-1) + scores.view(-1, K, V)).flatten(1).topk(2 * K)  # each (I, 2 K)
         first_rows = torch.arange(len(best), device=device).unsqueeze(1) * K
         parents, chosen = (places // V + first_rows).flatten(), (places % V).flatten()  # each (2 K I,)
         candidates = copy.copy(rows)
         candidates.select(parents, torch.arange(len(best), device=device))
-        candidates.append(chosen, scores[parents])
+        candidates.append(chosen, scores[parents, chosen])
 
         ends = (chosen == special.eos).view_as(best) | (position + 1 == longest)
         possible = best > -torch.inf

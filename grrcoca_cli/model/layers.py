@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grrcoca_cli.config import MLPKind, NormKind
+from grrcoca_cli.model.fused import RMSNorm, gated_product
 
 NORM_EPS = 1e-6
 RASTER_ROPE_BASE = 10_000.0
@@ -15,10 +16,19 @@ AXIAL_ROPE_BASE = 100.0
 
 
 class Rope(NamedTuple):
-    """Angles of a rotary embedding, as cosines and sines: each (N, k/2), or (B, 1, N, k/2) where rows differ."""
+    """A rotary embedding's factors of each channel and of its partner: each (N, k), or (B, 1, N, k) where rows differ.
+
+    Channels c and c + k/2 are a pair and turn by one angle: ``cos`` holds it twice, ``sin`` with a minus before.
+    """
 
     cos: Tensor
     sin: Tensor
+
+    @classmethod
+    def of(cls, angles: Tensor) -> "Rope":
+        """From the angle of each pair (N, k/2), in radians."""
+        cos, sin = angles.cos(), angles.sin()
+        return cls(torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1))
 
     def at(self, start: int, stop: int) -> "Rope":
         """The angles of positions ``start`` to ``stop - 1``."""
@@ -32,7 +42,7 @@ def raster_rope(length: int, head_width: int, device: torch.device) -> Rope:
     with torch.inference_mode(False):
         frequencies = RASTER_ROPE_BASE ** -(torch.arange(0, head_width, 2, device=device) / head_width)
         angles = torch.outer(torch.arange(length, device=device), frequencies)  # (N, k/2)
-        return Rope(angles.cos(), angles.sin())
+        return Rope.of(angles)
 
 
 @functools.cache
@@ -46,18 +56,18 @@ def axial_rope(side: int, head_width: int, device: torch.device) -> Rope:
         frequencies = AXIAL_ROPE_BASE ** -(torch.arange(0, half, 2, device=device) / half)
         angles = torch.outer(torch.arange(side, device=device), frequencies)  # (side, k/4)
         both = torch.cat([angles.repeat_interleave(side, dim=0), angles.repeat(side, 1)], dim=-1)  # (N, k/2)
-        return Rope(both.cos(), both.sin())
+        return Rope.of(both)
 
 
 def apply_rope(x: Tensor, rope: Rope) -> Tensor:
     """Rotate each channel pair of ``x`` (B, h, N, k) by its position's angle; same shape and dtype."""
-    x1, x2 = x.float().chunk(2, dim=-1)  # each (B, h, N, k/2)
-    return torch.cat([x1 * rope.cos - x2 * rope.sin, x1 * rope.sin + x2 * rope.cos], dim=-1).to(x.dtype)
+    partners = x.roll(x.shape[-1] // 2, dims=-1)  # beside each channel the other of its pair
+    return torch.addcmul(x * rope.cos, partners, rope.sin).to(x.dtype)
 
 
 def make_norm(kind: NormKind, width: int) -> nn.Module:
     """RMSNorm (Zhang and Sennrich, 2019), without bias, or LayerNorm, with one, over the last dimension."""
-    return nn.RMSNorm(width, eps=NORM_EPS) if kind == "rmsnorm" else nn.LayerNorm(width, eps=NORM_EPS)
+    return RMSNorm(width, eps=NORM_EPS) if kind == "rmsnorm" else nn.LayerNorm(width, eps=NORM_EPS)
 
 
 class GEGLU(nn.Module):
@@ -70,8 +80,11 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D)."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)  # 2 x (B, N, hidden)
-        return self.down(F.gelu(gate) * up)  # type: ignore[no-any-return]
+        gate_up = self.gate_up(x)  # (B, N, 2 hidden)
+        if torch.is_grad_enabled():
+            return gated_product(gate_up, self.down.weight)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return self.down(F.gelu(gate).mul_(up))  # type: ignore[no-any-return]
 
 
 class MLP(nn.Module):
@@ -140,7 +153,8 @@ class SelfAttention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, h, N, k)
         q, k = self.query_norm(q), self.key_norm(k)
         if rope is not None:
-            q, k = apply_rope(q, rope), apply_rope(k, rope)
+            # The copy of v lets go of the projection's output, whose q and k nothing reads any more.
+            q, k, v = apply_rope(q, rope), apply_rope(k, rope), v.contiguous()
         if cache is not None:
             # One new position sees every key; several new ones are only ever the first of a cache.
             assert x.shape[1] == 1 or cache.length == 0

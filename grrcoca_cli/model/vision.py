@@ -72,5 +72,5 @@ class VisionTransformer(nn.Module):
         kept = torch.rand(B, N, device=x.device).argsort(dim=1)[:, :kept_count].sort(dim=1).values  # (B, kept)
         x = x.gather(1, kept.unsqueeze(-1).expand(-1, -1, D))
         if rope is not None:
-            rope = Rope(rope.cos[kept].unsqueeze(1), rope.sin[kept].unsqueeze(1))  # each (B, 1, kept, k/2)
+            rope = Rope(rope.cos[kept].unsqueeze(1), rope.sin[kept].unsqueeze(1))  # each (B, 1, kept, k)
         return x, rope

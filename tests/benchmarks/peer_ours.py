@@ -14,6 +14,7 @@ from grrcoca_cli.model.coca import CoCa
 from grrcoca_cli.model.generate import SpecialTokens, generate
 from grrcoca_cli.model.linear_cross_entropy import linear_cross_entropy
 from grrcoca_cli.model.losses import contrastive_loss
+from grrcoca_cli.model.packed import can_pack, pack_for_decoding
 from grrcoca_cli.training.device import autocast
 from grrcoca_cli.training.optimizer import make_optimizers
 
@@ -85,10 +86,12 @@ def caption(settings: dict[str, Any], device: torch.device) -> tuple[Work, Answe
     decoding = GenerationConfig(beams=settings["beams"], min_tokens=count, max_tokens=count)
     special = SpecialTokens(pad=0, bos=1, eos=2)
 
+    text = pack_for_decoding(model.text_decoder) if can_pack(model.text_decoder) else None  # as `Captioner` does
+
     def work() -> None:
         with torch.inference_mode(), autocast(device, "auto"):
             memory, _ = model.encode_image(images)
-            found = generate(model, memory, special, decoding)
+            found = generate(model, memory, special, decoding, text=text)
         assert {len(captions[0].tokens) for captions in found} == {count}
 
     return work, facts(model)

@@ -1,8 +1,8 @@
 """How a benchmark's two sides are run in turn: each is a process of its own that works whenever it is asked to.
 
 A worker is started with one JSON object on its command line. It answers ``{"parameters": ..., "flops": ...}`` once it
-is ready, then one ``{"seconds": ..., "cpu_seconds": ..., "peak_gb": ...}`` for every line it reads. Standard library alone, so that either
-environment can load it; the peer's does not hold this project.
+is ready, then one ``{"seconds": ..., "cpu_seconds": ..., "peak_gb": ...}`` for every line it reads. Standard library
+alone, so that either environment can load it; the peer's does not hold this project.
 """
 
 import json

@@ -83,7 +83,7 @@ def test_a_beam_of_one_equals_greedy() -> None:
     config = GenerationConfig()
     rows = _Rows(len(memory), 1, SPECIAL.bos, memory.device)
     with torch.inference_mode():
-        beam = _beam_search(_CachedDecoder(m, memory), rows, 19, SPECIAL, config)
+        beam = _beam_search(_CachedDecoder(m.text_decoder, memory), rows, 19, SPECIAL, config)
     assert tokens(beam) == tokens(generate(m, memory, SPECIAL, config))
 
 
