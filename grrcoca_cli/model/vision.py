@@ -52,7 +52,8 @@ class VisionTransformer(nn.Module):
         """Normalised pictures (B, 3, H, W) to image tokens (B, N, D), fewer of them in training with patch dropout."""
         # A strided convolution is a matrix product on unfolded patches, and faster as one.
         patches = F.pixel_unshuffle(images, self.config.patch_size).flatten(2).transpose(1, 2)  # (B, N, 3 P P)
-        x = self.patch_embedding(patches)  # (B, N, D)
+        # float32 from here on, with learned positions or without: autocast would keep a sum of bf16 in bf16.
+        x = self.patch_embedding(patches).float()  # (B, N, D)
         if self.positions is not None:
             x = x + self.positions
         rope = self._rope(x.device)
