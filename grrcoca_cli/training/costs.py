@@ -74,7 +74,9 @@ def _passes(name: str, model: CoCa, *, trained: bool) -> int:
     if not trained:
         return 1
     in_block = ".blocks." in name or ".unimodal." in name or ".multimodal." in name
-    kept = name.endswith(".down")  # a block's last product gives nothing that its backward pass reads
+    # An MLP's last product gives nothing that its backward pass reads; a GEGLU layer's is computed with its gate.
+    kind = model.config.image_mlp if name.startswith("image_encoder.") else model.config.text_mlp
+    kept = name.endswith(".down") and kind == "gelu"
     again = 1 if model.config.gradient_checkpointing and in_block and not kept else 0
     reads_frozen = (
         name.endswith("cross_attention.key_value")
@@ -129,24 +131,22 @@ def activation_bytes(config: ModelConfig, tokens: float, *, half: bool, frozen_i
     """
     size = lengths(config, tokens)
     narrow = 2 if half else FLOAT32
-    norm = (1 if config.image_norm == "layernorm" else 2) * FLOAT32
     image = size.patches * config.image_width
     total = 0.0
     if not frozen_image:
         block = image * _block_bytes(config, "image", narrow)
         total += _stack(config, config.image_layers, block, image)
-        total += size.pixels * 3 * config.patch_size**2 * narrow + image * norm  # pixels in, final norm
+        total += size.pixels * 3 * config.patch_size**2 * narrow + image * FLOAT32  # pixels in, final norm
     total += _pooler_bytes(config, size, narrow)
     text = config.text_width
-    norm = (1 if config.text_norm == "layernorm" else 2) * FLOAT32
     unimodal, decoded = (size.tokens + 1) * text, (size.tokens - 1) * text
     block = _block_bytes(config, "text", narrow)
     total += _stack(config, config.unimodal_layers, unimodal * block, unimodal)
     # Keys and values of the image; in half precision each layer also keeps its own copy of what it read.
     image_read = size.memory * (2 * text + (text if half else 0)) * narrow
-    crossing = decoded * (norm + 3 * narrow) + image_read
+    crossing = decoded * (FLOAT32 + 3 * narrow) + image_read
     total += _stack(config, config.multimodal_layers, decoded * block + crossing, decoded)
-    return total + decoded * (norm + narrow) + (size.tokens - 1) * config.vocab_size * FLOAT32
+    return total + decoded * (2 * FLOAT32 + narrow)  # into the final norm and the head, and the gradient there
 
 
 def _stack(config: ModelConfig, layers: int, block: float, block_input: float) -> float:
@@ -156,12 +156,11 @@ def _stack(config: ModelConfig, layers: int, block: float, block_input: float) -
 def _block_bytes(config: ModelConfig, tower: str, narrow: int) -> float:
     """Bytes a channel and token of a self-attention block: two norms, attention, feed-forward layer."""
     rope = getattr(config, f"{tower}_positions") == "rope"
-    norm = 1 if getattr(config, f"{tower}_norm") == "layernorm" else 2  # an RMSNorm also keeps its normalised input
-    # Queries, keys, values and the output; what is rotated or normalised is kept again, and the output copied.
-    attention = 4 + (3 if rope or config.qk_norm else 0) + (2 if config.qk_norm else 0)
+    # Queries, keys, values and the output; what is normalised per head is kept before and behind it.
+    attention = 4 + (1 if rope else 0) + (3 if config.qk_norm else 0)
     geglu = 4.0 if config.geglu == "wide" else 8 / 3
-    mlp = 8 if getattr(config, f"{tower}_mlp") == "gelu" else 4 * geglu
-    return 2 * (norm * FLOAT32 + narrow) + (attention + mlp) * narrow
+    mlp = 8 if getattr(config, f"{tower}_mlp") == "gelu" else 2 * geglu
+    return 2 * (FLOAT32 + narrow) + (attention + mlp) * narrow
 
 
 def _pooler_bytes(config: ModelConfig, size: Lengths, narrow: int) -> float:
