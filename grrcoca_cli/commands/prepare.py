@@ -30,6 +30,8 @@ def prepare_index(patterns: Sequence[str], out: Path | None, *, check: bool, pro
     """
     if check:
         return _check([str(out)] if out else patterns, as_json=as_json)
+    if indices := [pattern for pattern in patterns if pattern.endswith(".npz")]:
+        raise UsageError(f"{indices[0]} is an index: give the shards that it is of, or --check")
     named = list(dict.fromkeys(place for pattern in patterns for place in find_shards(pattern)))
     places = [place for place in named if is_remote(place) or Path(place).is_file()]
     if not places:

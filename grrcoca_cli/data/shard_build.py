@@ -51,7 +51,7 @@ def build_index(
                 (place, record, parts / f"{hashlib.blake2b(record.name.encode(), digest_size=8).hexdigest()}.npz")
             )
     for count, part in enumerate(_run(jobs, processes), len(records) - len(jobs) + 1):
-        piece = load_index(part)
+        piece = load_index(part).copied()
         done[_identity(piece.records[0])] = piece
         if report:
             report(count, len(records))
@@ -109,7 +109,7 @@ def _known(out: Path, parts: Path) -> dict[tuple[str, int, int], ShardIndex]:
     known: dict[tuple[str, int, int], ShardIndex] = {}
     for path in [out, *sorted(parts.glob("*.npz"))]:
         try:
-            index = load_index(path)
+            index = load_index(path) if path == out else load_index(path).copied()
         except UsageError:
             continue  # absent, or damaged and so made anew
         known |= {_identity(record): index.piece(number) for number, record in enumerate(index.records)}

@@ -117,6 +117,12 @@ class ShardIndex:
         record = self.records[0 if self.unique else bisect_right(self.firsts, row) - 1]
         return _key(record, self.arrays.stems[row], self.unique).decode()
 
+    def copied(self) -> "ShardIndex":
+        """The same in memory: a mapped file takes four descriptors."""
+        stems, offsets, sizes, draws = self.arrays
+        arrays = Arrays(np.array(stems), np.array(offsets), np.array(sizes), np.array(draws))
+        return ShardIndex(self.records, arrays, self.unique, self.base)
+
     def piece(self, number: int, name: str = "") -> "ShardIndex":
         """The index of one of the shards, perhaps under another ``name``."""
         rows, record = self.rows_of(number), self.records[number]

@@ -34,8 +34,8 @@ SHARDS = 102
 WORKERS = 2
 BATCH = 64
 SIZE = 224
-ROUNDS = 5
-BATCHES = 50  # of a round
+ROUNDS = 3
+BATCHES = 40  # of a round
 MEAN = STD = (0.5, 0.5, 0.5)
 Row = dict[str, str | float]
 

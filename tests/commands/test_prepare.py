@@ -83,6 +83,7 @@ def test_index_says_what_is_there_and_check_what_changed(cc12m: Path) -> None:
     [
         (["index", "nowhere"], "no shard matches"),
         (["index", "nowhere", "--check"], "no index"),
+        (["index", "x.npz"], "is an index"),
         (["index", "pipe:touch ran"], "never run"),
         (["index", "memory://nowhere/x.tar", "--out", "i.npz"], "not there"),
         (["index", "memory://nowhere/x.tar"], "--out"),

@@ -2,6 +2,8 @@ import io
 import json
 import os
 import pickle
+import re
+import resource
 import tarfile
 import time
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ import pytest
 from grrcoca_cli.data import shard_build
 from grrcoca_cli.data.shard_build import build_index, changed_shards
 from grrcoca_cli.data.shard_index import INDEX_NAME, ShardIndex, load_index, verify_index
-from grrcoca_cli.data.shard_writer import write_shard
+from grrcoca_cli.data.shard_writer import shard_key, write_shard
 from grrcoca_cli.data.shards import ShardDataset, open_shards
 from grrcoca_cli.data.splits import split_by_hash
 from grrcoca_cli.errors import UnreadableImage, UsageError
@@ -119,6 +121,19 @@ def test_an_interrupted_sitting_is_gone_on_with_and_only_changes_are_read(
     index(three)
     assert read[3:] == ["00001.tar", "00003.tar"]
     assert list(captions(open_shards(str(three)))) == list("abcxyghz")
+
+
+def test_many_shards_need_few_descriptors(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = len(list(Path("/dev/fd").iterdir()))
+    for number in range(80):
+        shard(tmp_path / f"{number:05d}.tar", f"{number:05d}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken + 60, limits[1]))
+    try:
+        index(tmp_path)
+        assert len(open_shards(str(tmp_path))) == 80
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_every_cut_is_noticed_and_every_sample_accounted_for(tmp_path: Path) -> None:
@@ -300,6 +315,22 @@ def test_a_key_that_is_too_long_is_counted(tmp_path: Path) -> None:
     dataset = open_shards(str(tmp_path))
     assert list(captions(dataset)) == ["a"]
     assert dataset.skipped == {"name too long": 1}
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("000000001", "000000001"),
+        ("train/PMC1_f-2.jpg", "train/PMC1_f-2"),
+        ("a.b/c.d.dcm", "a_b/c_d"),
+        ("../../evil", "__/__/evil"),
+        *((key, None) for key in ("/evil", "", "a//b", "a b", "x" * 91, "a\n", "pipe:x", "\udcff")),
+    ],
+)
+def test_keys_become_names_that_leave_no_folder(key: str, name: str | None) -> None:
+    made = shard_key(key, hidden=False)
+    assert made == name if name else re.fullmatch("[0-9a-f]{24}", made)
+    assert re.fullmatch("[0-9a-f]{24}", shard_key(key, hidden=True))
 
 
 class Payload:
