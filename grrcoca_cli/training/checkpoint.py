@@ -213,9 +213,19 @@ def read_config(folder: Path) -> CheckpointConfig:
 
 
 def checkpoints_of(run: Path) -> list[Path]:
-    """Checkpoint folders of a run folder, newest first, whether or not they are sound."""
-    found = [path for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdecimal() and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+    """Checkpoint folders of a run folder, newest first, whether or not they are sound.
+
+    Raises:
+        UsageError: They cannot be listed; a run must not take that for none, and start again.
+    """
+    folder = run / "checkpoints"
+    try:
+        names = [path for path in folder.iterdir() if path.name.startswith("step-") and path.name[5:].isdecimal()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UsageError(f"cannot read {folder}: {error.strerror or error}") from error
+    return sorted((path for path in names if path.is_dir()), key=lambda path: int(path.name[5:]), reverse=True)
 
 
 def sound_checkpoints(run: Path) -> Iterator[Path]:

@@ -52,7 +52,7 @@ CUTS: tuple[tuple[str, tuple[Cut, ...]], ...] = (
     ("kill -9 thrice", (("forward", 9, KILL), ("save", 4, KILL), ("forward", 2, KILL))),
     ("stopped, then killed", (("log", 3, TERM), ("save", 1, KILL))),
 )
-FAST = ("at the epoch's edge", "mid-accumulation", "three in a row", "kill -9 in a save", "kill -9 thrice")
+FAST = ("mid-accumulation", "three in a row", "kill -9 thrice")
 VARIANTS: tuple[tuple[str, ...], ...] = (
     ("data.workers=2",),
     ("training.optimizer=muon",),

@@ -155,8 +155,8 @@ def try_every_call(out: str, tier: Tier, report: str) -> None:
         save(step)
         calls = faults.count
         assert calls > 50, "too few calls were counted"
-        for at in range(1, calls + 1, 1 if tier == "full" else 2):
-            for code in ERRNOS if tier == "full" else (ERRNOS[at // 2 % len(ERRNOS)],):
+        for at in range(1, calls + 1, 1 if tier == "full" else 3):
+            for code in ERRNOS if tier == "full" else (ERRNOS[at // 3 % len(ERRNOS)],):
                 faults.rearm(0)
                 shutil.rmtree(run / "checkpoints" / "step-2", ignore_errors=True)
                 faults.rearm(at, code)
@@ -190,7 +190,7 @@ def faults_in_a_run(bench: Bench, tier: Tier) -> Figure:
     whole, failures = bench.whole(), []
     report = bench.fresh("report").with_suffix(".json")
     calls = _run_with_fault(bench, whole.with_name("counted"), 0, 0, report)[0]
-    numbers = range(1, calls + 1, 7 if tier == "full" else max(1, calls // 3))
+    numbers = range(1, calls + 1, 7 if tier == "full" else max(1, calls // 2))
     for number in numbers:
         code = ERRNOS[number % len(ERRNOS)]
         out = bench.fresh("faulty")

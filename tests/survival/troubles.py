@@ -34,7 +34,7 @@ def bad_samples(bench: Bench, tier: Tier) -> Figure:
         warnings = trial.err.count("warning: unreadable sample")
         if trial.code != wanted or warnings > 2:
             failures.append(f"{count} bad: exit {trial.code}, {warnings} warnings: {trial.err[-300:]}")
-        elif wanted and not (told_in_one_line(trial) and len(rows_of(out)) == 124):
+        elif wanted and not (told_in_one_line(trial) and len(rows_of(out)) == 31):
             failures.append(f"{count} bad: stopped after {len(rows_of(out))} rows: {trial.err[-300:]}")
         elif not wanted:
             state = json.loads((find_checkpoint(out) / "training" / "state.json").read_text())
