@@ -371,7 +371,19 @@ def _writer(options: Options, model: dict[str, str], *, header: bool) -> Iterato
                 stream = stack.enter_context(options.out.open("a", encoding="utf-8", newline=""))
         report = partial(_fhir, model) if options.format == "fhir" else None
         rows = RowWriter(stream, options.format, header=header, report=report)
-        yield lambda task, row: rows.write(row)
+
+        def write(_: Task, row: dict[str, Any]) -> None:
+            try:
+                rows.write(row)
+            except OSError:
+                if options.out is None:
+                    raise
+                with explain_os_errors(options.out):
+                    with suppress(OSError):
+                        stream.close()  # which would try the same again at the end
+                    raise
+
+        yield write
 
 
 def _fhir(model: dict[str, str], row: Row) -> dict[str, Any]:

@@ -323,9 +323,22 @@ def full_disk(bench: Bench, tier: Tier) -> Figure:
         again = bench.zygote.command(bench.pretrain(out)).wait()
         if again.code or difference(whole, out):
             failures.append(f"started again: exit {again.code} {again.err[-300:]}")
+    failures += _full_while_captioning(bench)
     way = "a real small file system" if mounted else "an injected ENOSPC"
     figure = f"{way}: exit {trial.code}, kept {', '.join(kept)}"
     return Figure(14, "disk full", figure, "path, need, free; old kept; exit 5", not failures, failures)
+
+
+def _full_while_captioning(bench: Bench) -> list[str]:
+    """The same of a file of captions, where a disk of two pages may be made."""
+    place = bench.fresh("page").parent
+    with small_disk(place, 8192) as mounted:
+        if not mounted:
+            return []
+        words = ["caption", bench.pictures, "--checkpoint", bench.whole(), "--json", "--out", place / "captions.jsonl"]
+        trial = bench.zygote.command(words).wait()
+    told = trial.code == 5 and "captions.jsonl" in trial.err and told_in_one_line(trial)
+    return [] if told else [f"caption exits {trial.code}: {trial.err[-400:]}"]
 
 
 def two_runs(bench: Bench, tier: Tier) -> Figure:
