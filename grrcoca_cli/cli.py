@@ -30,7 +30,11 @@ Settings = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Resume = Annotated[
-    str, typer.Option(help="auto: continue what --out holds, or start. never: refuse if it holds a run.")
+    str,
+    typer.Option(
+        help="auto: continue what --out holds, or start. never: refuse if it holds a run. force: continue it with "
+        "another recipe or other data."
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be trained on what, and stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

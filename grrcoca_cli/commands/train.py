@@ -142,8 +142,8 @@ def _looks_like_shards(path: str) -> bool:
 
 
 def _check_resume(resume: str) -> None:
-    if resume not in ("auto", "never"):
-        raise UsageError(f"--resume {resume}: give auto (continue what --out holds, or start) or never")
+    if resume not in ("auto", "never", "force"):
+        raise UsageError(f"--resume {resume}: give auto (continue what --out holds, or start), never or force")
 
 
 @dataclass(frozen=True)

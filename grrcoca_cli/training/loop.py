@@ -114,7 +114,8 @@ def train(run: Run, resume: str = "auto") -> Path:
 
     Args:
         run: The run; its folder is created where it is not there.
-        resume: ``auto`` continues what the folder holds, or starts; ``never`` refuses a folder that holds a run.
+        resume: ``auto`` continues what the folder holds, or starts; ``never`` refuses a folder that holds a run;
+            ``force`` continues it even where recipe or data differ, which makes it a run that no other repeats.
 
     Raises:
         UsageError: The folder holds a run of another recipe or other data.
@@ -133,7 +134,7 @@ def train(run: Run, resume: str = "auto") -> Path:
         try:
             with explain_out_of_memory(_size_of(run)):
                 live = _prepare(run)
-                step = _restore(run, live)
+                step = _restore(run, live, force=resume == "force")
                 log = ranks.agree(lambda: MetricsLog(run.out, step))
                 log = log if ranks.is_first else log.without_file()
                 _try_a_batch(run, live)
@@ -166,11 +167,16 @@ def _check_folder(run: Run, resume: str) -> None:
     if resume == "never":
         raise UsageError(f"{run.out} already holds a run: choose another --out, or --resume auto to continue it")
     differences = recipe_differences(run.out, run.recipe)
-    if differences:
+    if not differences:
+        return
+    listed = "\n  ".join(differences)
+    if resume != "force":
         raise UsageError(
-            f"{run.out} holds a run of another recipe; choose another --out, or repeat its settings:\n  "
-            + "\n  ".join(differences)
+            f"{run.out} holds a run of another recipe; choose another --out, repeat its settings, or give "
+            f"--resume force to go on with the new ones:\n  {listed}"
         )
+    say(f"warning: going on with another recipe:\n  {listed}")
+    write_recipe(run.out, run.recipe)
 
 
 def _note_end(run: Run, step: int, error: GrrcocaError) -> None:
@@ -367,14 +373,17 @@ def _batch_reader(run: Run, dataset: CaptionDataset, augmentation: Augmentation 
     )
 
 
-def _restore(run: Run, live: _Live) -> int:
+def _restore(run: Run, live: _Live, *, force: bool) -> int:
     """Continue from the newest sound checkpoint of the run folder; gives the step it stands at, 0 for a new run."""
     folder = run.ranks.agree(lambda: _newest_checkpoint(run.out))
     if folder is None:
         return 0
     state = load_training_state(folder, run.model, live.optimizers, live.ema)
     if state["data"] != live.fingerprint:
-        raise UsageError(f"the data differ from those {run.out} was trained on: choose another --out")
+        differ = f"the data differ from those {run.out} was trained on"
+        if not force:
+            raise UsageError(f"{differ}: choose another --out, or give --resume force to go on with these")
+        say(f"warning: {differ}")
     say(f"continuing from {folder}")
     live.bad.update(state["bad_samples"])
     return int(state["step"])

@@ -32,9 +32,10 @@ TINY = (
 )
 
 
-def pretrain(shards: Path, out: Path, *settings: str) -> tuple[int, str]:
+def pretrain(shards: Path, out: Path, *settings: str, resume: str = "auto") -> tuple[int, str]:
     flags = [part for setting in (*TINY, *settings) for part in ("--set", setting)]
     words = ["pretrain", "--recipe", "demo", "--data", str(shards), "--out", str(out), "--device", "cpu", *flags]
+    words += ["--resume", resume]
     result = CliRunner().invoke(app, words)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -184,6 +185,20 @@ def test_another_recipe_is_refused_with_the_difference(whole: Path, phantom_shar
     assert "training.learning_rate: 0.0015 there, 0.5 now" in err or "training.learning_rate" in err
     flags = ["--recipe", "demo", "--data", str(phantom_shards), "--out", str(whole), "--resume", "never"]
     assert CliRunner().invoke(app, ["pretrain", *flags]).exit_code == 2
+
+
+def test_another_recipe_and_other_data_go_on_by_force(whole: Path, phantom_shards: Path, tmp_path: Path) -> None:
+    out, settings = tmp_path / "run", ("training.steps=11", "data.validation_fraction=0.1")
+    shutil.copytree(whole, out)
+    code, err = pretrain(phantom_shards, out, *settings)
+    assert code == 2
+    assert "--resume force" in err
+    code, err = pretrain(phantom_shards, out, *settings, resume="force")
+    assert code == 0
+    assert "warning: going on with another recipe" in err
+    assert "warning: the data differ" in err
+    assert log_of(out)[-1]["step"] == 11
+    assert pretrain(phantom_shards, out, *settings)[0] == 0  # from here on it is a run of these
 
 
 def test_a_second_run_in_one_folder_is_refused(phantom_shards: Path, tmp_path: Path) -> None:
