@@ -27,6 +27,9 @@ _DECODERS = ("numpy", "torch", "pillow", "pydicom", "pylibjpeg-openjpeg", "pytho
 SHOWN_PROBLEMS = 10
 """Most shards that are named when something is wrong with them; all are counted."""
 
+_SEARCHED_FOR_OVERLAPS = 200_000
+"""Most training samples that are compared with those of validation: each one has to be read."""
+
 WHOLE = "all"
 """A split's name that means every sample of a set."""
 
@@ -181,7 +184,9 @@ def describe(opened: OpenedData, data: DataConfig, *, overlaps: bool) -> list[st
     ]
     if opened.skipped:
         lines.append("left out: " + ", ".join(f"{count} {kind}" for kind, count in sorted(opened.skipped.items())))
-    if overlaps:
+    if overlaps and len(train) > _SEARCHED_FOR_OVERLAPS:
+        lines.append(f"validation samples also in training: not looked for among more than {_SEARCHED_FOR_OVERLAPS:,}")
+    elif overlaps:
         shared = count_overlaps(train, validation, data.group_column)
         said = ", ".join(f"{count} by {kind}" for kind, count in sorted(shared.items())) or "none"
         lines.append(f"validation samples also in training: {said}")
