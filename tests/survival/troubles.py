@@ -14,11 +14,8 @@ def bad_samples(bench: Bench, tier: Tier) -> Figure:
     """Row 9: pictures cut short or none at all, below and above the share that is borne."""
     failures, ends = [], []
     settings = (
-        "training.steps=130",
-        "training.save_every=0",
-        "training.eval_every=0",
-        "data.dataset=folder",
-        "data.split=all",
+        *("training.steps=40", "training.batch_size=32", "training.save_every=0", "training.eval_every=0"),
+        *("data.dataset=folder", "data.split=all"),
     )
     for count, wanted in ((1, 0), (6, 4)) if tier == "full" else ((6, 4),):
         folder = bench.fresh("bad").parent / "pictures"
