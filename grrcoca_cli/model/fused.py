@@ -22,7 +22,9 @@ class RMSNorm(nn.RMSNorm):
         """(…, D) to (…, D)."""
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        return cast(Tensor, _RMSNorm.apply(x, self.weight, self.eps, dtype))
+        if torch.is_grad_enabled():
+            return cast(Tensor, _RMSNorm.apply(x, self.weight, self.eps, dtype))
+        return (x.float() * _inverse_rms(x, self.eps)).mul_(self.weight).to(dtype)
 
 
 def gated_product(gate_up: Tensor, weight: Tensor) -> Tensor:
@@ -30,14 +32,18 @@ def gated_product(gate_up: Tensor, weight: Tensor) -> Tensor:
     return cast(Tensor, _GatedProduct.apply(gate_up, weight))
 
 
+def _inverse_rms(x: Tensor, eps: float | None) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps) over the last dimension of (…, D): (…, 1), float32."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return torch.addcmul(norm.new_tensor(eps or 0.0), norm, norm, value=1 / x.shape[-1]).rsqrt_()
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        wide = x.float()
-        mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-        scale = mean_square.add_(eps).rsqrt_()  # (…, 1)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float | None, dtype: torch.dtype) -> Tensor:
+        scale = _inverse_rms(x, eps)
         ctx.save_for_backward(x, scale, weight)
-        return cast(Tensor, (wide * scale).mul_(weight).to(dtype))
+        return (x.float() * scale).mul_(weight).to(dtype)
 
     @staticmethod
     @once_differentiable

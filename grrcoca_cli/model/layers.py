@@ -132,7 +132,8 @@ class KeyValueCache:
 
     def select(self, rows: Tensor) -> None:
         """Keep ``rows``, in that order and as often as named."""
-        self._keys, self._values = self._keys[rows], self._values[rows]
+        # Whole rows are copied; plain indexing would gather them number by number.
+        self._keys, self._values = self._keys.index_select(0, rows), self._values.index_select(0, rows)
 
 
 class SelfAttention(nn.Module):

@@ -148,7 +148,9 @@ class TextDecoder(nn.Module):
     def image_keys_values(self, memory: Tensor) -> list[KeysValues]:
         """What each multimodal layer reads of the image tokens (B, Q, Dm), for `step`."""
         blocks = cast(Iterable[MultimodalBlock], self.multimodal)
-        return [block.cross_attention.keys_values(memory) for block in blocks]
+        pairs = (block.cross_attention.keys_values(memory) for block in blocks)
+        # Every step reads them all: in the order they stand.
+        return [(keys.contiguous(), values.contiguous()) for keys, values in pairs]
 
     def new_caches(self) -> list[KeyValueCache]:
         """Empty caches for every self-attention layer, bottom up."""

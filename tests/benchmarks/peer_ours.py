@@ -80,7 +80,7 @@ def train(settings: dict[str, Any], device: torch.device) -> tuple[Work, Answer]
 
 def caption(settings: dict[str, Any], device: torch.device) -> tuple[Work, Answer]:
     """Captions of exactly ``tokens`` tokens, from pictures."""
-    model = build(device).eval()
+    model = build(device, context_length=settings.get("context", 77)).eval()
     images = torch.randn(settings["images"], 3, 224, 224, device=device)
     count = settings["tokens"]
     decoding = GenerationConfig(beams=settings["beams"], min_tokens=count, max_tokens=count)

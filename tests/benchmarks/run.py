@@ -1,10 +1,10 @@
 """`make bench`: what is fast and what is not, printed and kept in bench.json (untracked). Medians; no asserts.
 
-`ratio` says how many times better ours is than the peer. Where the peer is a limit in seconds, the goal is 1.0; where
-it is the slow way of our own model (no cache), it says what the cache is worth.
+`ratio` says how many times better ours is than the peer. Where the peer is a limit in seconds, the goal is 1.0; a goal
+of 0 is none.
 """
 
-import functools
+import argparse
 import json
 import os
 import platform
@@ -17,18 +17,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import guard
+import peer
 import pictures
 import scoring
 import torch
 
 from grrcoca_cli import __version__
-from grrcoca_cli.config import GenerationConfig, ModelConfig, TrainingConfig
+from grrcoca_cli.config import GenerationConfig, ModelConfig
 from grrcoca_cli.data.tokenizer import CaptionTokenizer
 from grrcoca_cli.model.coca import CoCa
-from grrcoca_cli.model.generate import SpecialTokens, generate
-from grrcoca_cli.model.losses import caption_nll, contrastive_loss
 from grrcoca_cli.training.checkpoint import FORMAT_VERSION, CheckpointConfig, ImageContract, save_checkpoint
-from grrcoca_cli.training.optimizer import make_optimizers
 
 ROUNDS = 3
 HELP_LIMIT = 0.25
@@ -56,40 +54,6 @@ def command(*words: str) -> Callable[[], object]:
     return lambda: subprocess.run([sys.executable, *words], check=True, capture_output=True)
 
 
-def decoding() -> list[Row]:
-    """A small model writing 32 tokens, with its cache and without; the images are encoded beforehand."""
-    torch.manual_seed(0)
-    model = CoCa(ModelConfig.model_validate({"size": "small", "vocab_size": 8000})).eval()
-    special = SpecialTokens(pad=0, bos=1, eos=2)
-    rows = []
-    for images, beams in ((1, 1), (8, 1), (1, 4)):
-        memory, _ = model.encode_image(torch.randn(images, 3, 224, 224))
-        settings = GenerationConfig(beams=beams, min_tokens=32, max_tokens=32)
-        work = functools.partial(generate, model, memory, special, settings)
-        fast, slow = median_seconds(work), median_seconds(functools.partial(work, use_cache=False))
-        rows.append(row(f"decode 32 tokens, {images} images, {beams} beams: cache against none", fast, slow, 1.0))
-    return rows
-
-
-def training_step() -> Row:
-    """A training step of a small model, batch 16: captions of real lengths against captions padded to the context."""
-    torch.manual_seed(0)
-    model = CoCa(ModelConfig.model_validate({"size": "small", "vocab_size": 8000})).train()
-    (optimizer,) = make_optimizers(model, TrainingConfig())
-    images = torch.randn(16, 3, 224, 224)
-
-    def step(length: int) -> None:
-        tokens = torch.randint(3, 8000, (16, length))
-        output = model(images, tokens, 0)
-        loss = 2 * caption_nll(output.logits, output.targets) / len(output.targets)
-        (loss + contrastive_loss(output.image_features, output.text_features, model.logit_scale)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    ours, padded = median_seconds(lambda: step(24)), median_seconds(lambda: step(77))
-    return row("training step, batch 16: longest caption 24 tokens against padded to 77", ours, padded, 1.0)
-
-
 def caption_start_to_end(folder: Path) -> Row:
     """`grrcoca caption` of one DICOM file; the limit is torch's own import time and 1.5 s."""
     from medical.phantom_files import write_dicom_set
@@ -114,7 +78,7 @@ def caption_start_to_end(folder: Path) -> Row:
 
 
 def quick_answers() -> list[Row]:
-    """`grrcoca --help` and `grrcoca ls` against a limit."""
+    """`grrcoca --help`, `ls` against a limit."""
     return [
         row(f"grrcoca {' '.join(words)}", median_seconds(command("-m", "grrcoca_cli", *words), 5), HELP_LIMIT, 1.0)
         for words in (["--help"], ["ls", "recipes"])
@@ -123,8 +87,13 @@ def quick_answers() -> list[Row]:
 
 def main() -> None:
     """Run all, print a table, write bench.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one round against the peers instead of three")
+    parser.add_argument("--device", default="cpu", help="where both sides of the peers' rows compute")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = [*quick_answers(), caption_start_to_end(Path(folder)), training_step(), *decoding()]
+        rows = [*quick_answers(), caption_start_to_end(Path(folder))]
+    rows += peer.rows(1 if options.quick else ROUNDS, options.device)
     rows += [*scoring.rows(), *pictures.rows(), *guard.rows()]
     machine = (
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
