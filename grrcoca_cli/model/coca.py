@@ -85,7 +85,7 @@ class CoCa(nn.Module):
         # The one place where targets are shifted: position i predicts token i + 1.
         targets = tokens[:, 1:]
         real = targets != pad_id
-        return self.text_decoder.decode(hidden[:, :-1], memory)[real], targets[real]
+        return self.text_decoder.decode(hidden[:, :-1], memory, real), targets[real]
 
     def forward(
         self, images: Tensor, tokens: Tensor, pad_id: int, want: Literal["features", "loss", "tokens"] = "loss"

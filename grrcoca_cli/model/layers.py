@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from grrcoca_cli.config import MLPKind, NormKind
 from grrcoca_cli.model.fused import RMSNorm, gated_product
+from grrcoca_cli.model.ragged import Ragged
 
 NORM_EPS = 1e-6
 RASTER_ROPE_BASE = 10_000.0
@@ -148,10 +149,20 @@ class SelfAttention(nn.Module):
         self.key_norm: nn.Module = make_norm("rmsnorm", width // heads) if qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, rope: Rope | None = None, *, causal: bool = False, cache: KeyValueCache | None = None
+        self,
+        x: Tensor,
+        rope: Rope | None = None,
+        *,
+        causal: bool = False,
+        cache: KeyValueCache | None = None,
+        ragged: Ragged | None = None,
     ) -> Tensor:
-        """(B, N, D) to (B, N, D). With a ``cache``, ``x`` follows the positions the cache holds."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, h, N, k)
+        """(B, N, D) to (B, N, D).
+
+        With a ``cache``, ``x`` follows the positions the cache holds; if ``ragged``, ``x`` is packed (1, T, D).
+        """
+        qkv = self.qkv(x) if ragged is None else ragged.pad(self.qkv(x))
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, h, N, k)
         q, k = self.query_norm(q), self.key_norm(k)
         if rope is not None:
             # The copy of v lets go of the projection's output, whose q and k nothing reads any more.
@@ -161,7 +172,8 @@ class SelfAttention(nn.Module):
             assert x.shape[1] == 1 or cache.length == 0
             k, v = cache.append(k, v)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=causal and x.shape[1] > 1)
-        return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        y = y.transpose(1, 2).flatten(2)
+        return self.out(y if ragged is None else ragged.pack(y))  # type: ignore[no-any-return]
 
 
 class CrossAttention(nn.Module):
@@ -181,8 +193,9 @@ class CrossAttention(nn.Module):
         k, v = self.key_value(memory).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.key_norm(k), v
 
-    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
-        """(B, L, D) to (B, L, D), reading ``keys_values`` of the same B."""
-        q = self.query_norm(self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2))  # (B, h, L, k)
-        y = F.scaled_dot_product_attention(q, *keys_values)
-        return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], ragged: Ragged | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D), reading ``keys_values`` of the same B; if ``ragged``, ``x`` is packed (1, T, D)."""
+        q = self.query(x) if ragged is None else ragged.pad(self.query(x))
+        q = self.query_norm(q.unflatten(-1, (self.heads, -1)).transpose(1, 2))  # (B, h, L, k)
+        y = F.scaled_dot_product_attention(q, *keys_values).transpose(1, 2).flatten(2)
+        return self.out(y if ragged is None else ragged.pack(y))  # type: ignore[no-any-return]

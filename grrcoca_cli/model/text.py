@@ -17,6 +17,7 @@ from grrcoca_cli.model.layers import (
     make_norm,
     raster_rope,
 )
+from grrcoca_cli.model.ragged import Ragged
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -32,9 +33,11 @@ class UnimodalBlock(nn.Module):
         self.mlp_norm = make_norm(config.text_norm, width)
         self.mlp = make_feed_forward(config.text_mlp, width, wide=config.geglu == "wide")
 
-    def forward(self, x: Tensor, rope: Rope | None, cache: KeyValueCache | None = None) -> Tensor:
-        """(B, L, D) to (B, L, D)."""
-        x = x + self.attention(self.attention_norm(x), rope, causal=True, cache=cache)
+    def forward(
+        self, x: Tensor, rope: Rope | None, cache: KeyValueCache | None = None, ragged: Ragged | None = None
+    ) -> Tensor:
+        """(B, L, D) to (B, L, D), or packed (1, T, D) if ``ragged``."""
+        x = x + self.attention(self.attention_norm(x), rope, causal=True, cache=cache, ragged=ragged)
         return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
 
 
@@ -51,9 +54,14 @@ class MultimodalBlock(UnimodalBlock):
         )
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, rope: Rope | None, image: Tensor | KeysValues, cache: KeyValueCache | None = None
+        self,
+        x: Tensor,
+        rope: Rope | None,
+        image: Tensor | KeysValues,
+        cache: KeyValueCache | None = None,
+        ragged: Ragged | None = None,
     ) -> Tensor:
-        """(B, L, D) to (B, L, D).
+        """(B, L, D) to (B, L, D), or packed (1, T, D) if ``ragged``.
 
         Args:
             x: Text states.
@@ -61,13 +69,16 @@ class MultimodalBlock(UnimodalBlock):
             image: Image tokens (B, Q, Dm); or, in decoding, their keys and values, of B images or of B / n with n
                 rows each.
             cache: Keys and values of earlier positions.
+            ragged: How ``x`` is packed.
         """
         if isinstance(image, Tensor):  # in here, where sharded weights are whole and checkpointing can drop the result
             image = self.cross_attention.keys_values(image)
-        x = x + self.attention(self.attention_norm(x), rope, causal=True, cache=cache)
-        # Rows that share an image ask it together: their positions stand side by side as its queries.
-        queries = self.cross_norm(x).reshape(image[0].shape[0], -1, x.shape[-1])
-        x = x + self.cross_attention(queries, image).view_as(x)
+        x = x + self.attention(self.attention_norm(x), rope, causal=True, cache=cache, ragged=ragged)
+        queries = self.cross_norm(x)
+        if ragged is None:
+            # Rows that share an image ask it together: their positions stand side by side as its queries.
+            queries = queries.reshape(image[0].shape[0], -1, x.shape[-1])
+        x = x + self.cross_attention(queries, image, ragged).view_as(x)
         return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
 
 
@@ -107,7 +118,7 @@ class TextDecoder(nn.Module):
         head_width = self.config.text_width // self.config.text_heads
         return raster_rope(longest, head_width, self.cls.device).at(start, stop)
 
-    def _run(self, block: nn.Module, *inputs: Tensor | Rope | None) -> Tensor:
+    def _run(self, block: nn.Module, *inputs: Tensor | Rope | Ragged | None) -> Tensor:
         if self.training and self.config.gradient_checkpointing:
             return checkpoint(block, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
         return block(*inputs)  # type: ignore[no-any-return]
@@ -134,16 +145,29 @@ class TextDecoder(nn.Module):
         is_cls = torch.arange(x.shape[1], device=x.device) == lengths.unsqueeze(1)  # (B, L + 1)
         x = torch.where(is_cls.unsqueeze(-1), self.cls.to(x.dtype), x)
         rope = self._rope(0, x.shape[1])
+        ragged = Ragged(torch.arange(x.shape[1], device=x.device) <= lengths.unsqueeze(1))
+        x = ragged.pack(x)
         for block in self.unimodal:
-            x = self._run(block, x, rope)
-        return x[:, :-1], self.cls_norm(x[is_cls])
+            x = self._run(block, x, rope, None, ragged)
+        return ragged.pad(x)[:, :-1], self.cls_norm(x[ragged.pack(is_cls)])
 
-    def decode(self, hidden: Tensor, memory: Tensor) -> Tensor:
-        """The multimodal half: unimodal states (B, L, D) and image tokens (B, Q, Dm) to normalised states (B, L, D)."""
+    def decode(self, hidden: Tensor, memory: Tensor, real: Tensor | None = None) -> Tensor:
+        """The multimodal half.
+
+        Args:
+            hidden: Unimodal states (B, L, D).
+            memory: Image tokens (B, Q, Dm).
+            real: Which positions are wanted, each with all before it in its row (B, L); None means all.
+
+        Returns:
+            Normalised states (B, L, D), or those of the T ``real`` positions, row after row (T, D).
+        """
         rope = self._rope(0, hidden.shape[1])
+        ragged = None if real is None else Ragged(real)
+        x = hidden if ragged is None else ragged.pack(hidden)
         for block in self.multimodal:
-            hidden = self._run(block, hidden, rope, memory)
-        return self.norm(hidden)  # type: ignore[no-any-return]
+            x = self._run(block, x, rope, memory, None, ragged)
+        return self.norm(x if ragged is None else x[0])  # type: ignore[no-any-return]
 
     def image_keys_values(self, memory: Tensor) -> list[KeysValues]:
         """What each multimodal layer reads of the image tokens (B, Q, Dm), for `step`."""

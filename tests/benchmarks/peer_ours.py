@@ -61,9 +61,10 @@ def train(settings: dict[str, Any], device: torch.device) -> tuple[Work, Answer]
         with autocast(device, settings["precision"]):
             memory, image_features = model.encode_image(images)
             hidden, text_features = model.encode_text(tokens, 0)
-            decoded, targets = model.text_decoder.decode(hidden[:, :-1], memory), tokens[:, 1:]
+            targets = tokens[:, 1:]
             real = targets != 0
-            nll = linear_cross_entropy(decoded[real], model.text_decoder.head.weight, targets[real])
+            decoded = model.text_decoder.decode(hidden[:, :-1], memory, real)
+            nll = linear_cross_entropy(decoded, model.text_decoder.head.weight, targets[real])
         pairs = contrastive_loss(image_features, text_features, model.logit_scale)
         (2 * nll / real.sum() + pairs).backward()
         wait_for(device)

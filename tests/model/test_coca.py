@@ -103,6 +103,18 @@ def test_padding_changes_nothing(model: CoCa) -> None:
         )
 
 
+def test_wanted_positions_alone_are_as_among_all(model: CoCa) -> None:
+    images, tokens = batch()
+    memory, _ = model.encode_image(images)
+    hidden, _ = model.encode_text(tokens, PAD)
+    real = tokens != PAD
+    found = []
+    for states in (model.text_decoder.decode(hidden, memory)[real], model.text_decoder.decode(hidden, memory, real)):
+        gradients = torch.autograd.grad(states.square().sum(), hidden, retain_graph=True)
+        found.append((states, gradients[0][real]))
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
+
+
 def test_the_class_token_sees_the_whole_caption(model: CoCa) -> None:
     _, tokens = batch()
     _, features = model.encode_text(tokens, PAD)
