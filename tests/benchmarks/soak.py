@@ -48,7 +48,7 @@ class Sample:
 
 def look(process: int, out: Path) -> Sample:
     """Take a sample of a session's processes."""
-    from tests.survival.harness import members
+    from tests.survival.children import members
 
     sizes = {member: _megabytes(member) for member in members(process)}
     folder = Path("/proc", str(process))
@@ -88,7 +88,8 @@ def slope(samples: list[Sample], what: str) -> float:
 
 def soak(minutes: float, folder: Path) -> list[Sample]:
     """Run, look on, and stop it as a scheduler would."""
-    from tests.survival.harness import RECIPE, wait_for, write_shard
+    from tests.survival.children import wait_for
+    from tests.survival.harness import RECIPE, write_shard
 
     recipe, shards, out = folder / "recipe.toml", folder / "pairs.tar", folder / "run"
     recipe.write_text(RECIPE)

@@ -1,30 +1,26 @@
 """What the rows of the survival table share: a small run, processes to end in any way, and figures to print."""
 
 import json
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file
 
+from grrcoca_cli.errors import CheckpointRefused
 from grrcoca_cli.files import MANIFEST, sha256_of
+from grrcoca_cli.training.checkpoint import verify_checkpoint
+from tests.survival.children import Trial, Zygote
 
-ROOT = Path(__file__).resolve().parents[2]
 Tier = Literal["fast", "full"]
-Fault = tuple[str, dict[str, Any]]
 
 RECIPE = """
 [model]
@@ -76,118 +72,6 @@ class Figure:
 
     def __str__(self) -> str:
         return f"{self.row:>3}  {self.behaviour:<46}  {self.figure:<58}  {self.target:<36}  {'ok' if self.ok else 'NO'}"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """How a child ended, and what it said."""
-
-    code: int
-    out: str
-    err: str
-
-
-class Child:
-    """A process that the zygote forked, in a session of its own."""
-
-    def __init__(self, zygote: "Zygote", process: int, log: Path) -> None:
-        self.process = process
-        self._zygote = zygote
-        self._log = log
-        self._code: int | None = None
-
-    def poll(self) -> int | None:
-        """Its exit code, negative where a signal ended it; None while it runs."""
-        if self._code is None:
-            self._code = self._zygote.ask({"poll": self.process})
-        return self._code
-
-    def send(self, number: int, *, group: bool = False) -> None:
-        with suppress(ProcessLookupError):
-            (os.killpg if group else os.kill)(self.process, number)
-
-    def wait(self, seconds: float = 120) -> Trial:
-        wait_for(lambda: self.poll() is not None, seconds, f"process {self.process} to end")
-        assert self._code is not None
-        texts = [Path(f"{self._log}.{name}").read_text(errors="replace") for name in ("out", "err")]
-        return Trial(self._code, *texts)
-
-    def relatives(self) -> list[int]:
-        """Processes of its session that still run, itself included."""
-        return members(self.process)
-
-
-def sessions() -> Iterator[tuple[int, int]]:
-    """Process id and session of every process that is no zombie."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with suppress(OSError):
-                state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-                if state != "Z":
-                    yield int(entry.name), int(session)
-
-
-def members(session: int) -> list[int]:
-    """Processes of a session that still run."""
-    return [process for process, its in sessions() if its == session]
-
-
-def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {seconds:.0f} s for {what}")
-        time.sleep(0.005)
-
-
-class Zygote:
-    """Starts children from `tests.survival.zygote`; at its end none of them is left."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._count = 0
-        self._started: list[int] = []
-
-    def __enter__(self) -> Self:
-        # One thread a library: a fork copies none of the others, and waits for them for ever.
-        threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
-        environment = {**os.environ, **threads, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
-        words = [sys.executable, "-m", "tests.survival.zygote"]
-        self._server = subprocess.Popen(
-            words, cwd=self.folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        left = {process for process, session in sessions() if session in self._started}
-        for process in left:
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        self._server.stdin.close()
-        self._server.stdout.close()
-        self._server.wait(10)
-
-    def ask(self, request: dict[str, Any]) -> Any:
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        return json.loads(self._server.stdout.readline())
-
-    def start(self, function: str, **arguments: Any) -> Child:
-        """Start ``tests.survival.FUNCTION``, as in ``"faults:command"``, with arguments that JSON can carry."""
-        self._count += 1
-        log = self.folder / f"child-{self._count}"
-        request = {"function": f"tests.survival.{function}", "arguments": arguments, "log": str(log)}
-        process = int(self.ask(request))
-        self._started.append(process)
-        return Child(self, process, log)
-
-    def command(self, words: Sequence[object], *faults: Fault) -> Child:
-        """Start ``grrcoca WORDS`` with the named ``faults`` put in."""
-        return self.start("faults:command", words=[str(word) for word in words], faults=faults)
 
 
 @dataclass(frozen=True)
@@ -290,6 +174,15 @@ def difference(whole: Path, other: Path) -> str:
 def halves(out: Path) -> list[str]:
     """Hidden files and folders of a run folder: what nobody finished writing."""
     return [str(path.relative_to(out)) for path in out.rglob(".*")]
+
+
+def is_sound(folder: Path) -> bool:
+    """Whether a checkpoint agrees with its manifest."""
+    try:
+        verify_checkpoint(folder)
+    except CheckpointRefused:
+        return False
+    return True
 
 
 def told_in_one_line(trial: Trial) -> bool:

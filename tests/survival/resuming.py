@@ -12,19 +12,15 @@ from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 
+from tests.survival.children import ROOT, Child, Fault, members, wait_for
 from tests.survival.harness import (
-    ROOT,
     Bench,
-    Child,
-    Fault,
     Figure,
     Tier,
     difference,
     halves,
-    members,
     rows_of,
     steps_of,
-    wait_for,
 )
 
 TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL

@@ -4,7 +4,15 @@ import json
 
 from grrcoca_cli.config import TrainingConfig
 from grrcoca_cli.training.checkpoint import find_checkpoint, load_checkpoint
-from tests.survival.harness import Bench, Figure, Tier, difference, pairs, rows_of, told_in_one_line
+from tests.survival.harness import (
+    Bench,
+    Figure,
+    Tier,
+    difference,
+    pairs,
+    rows_of,
+    told_in_one_line,
+)
 
 LOGGERS = "loggers" in TrainingConfig.model_fields
 """Whether a recipe can ask for loggers."""
