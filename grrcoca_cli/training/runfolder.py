@@ -1,5 +1,6 @@
 """A run folder: the resolved recipe, the status, the metrics, the loss curve."""
 
+import gc
 import json
 import os
 import time
@@ -11,7 +12,7 @@ import tomli_w
 
 from grrcoca_cli.config import Recipe, read_recipe
 from grrcoca_cli.errors import UsageError
-from grrcoca_cli.files import explain_os_errors, write_atomically, write_json
+from grrcoca_cli.files import PARTIAL, explain_os_errors, write_atomically, write_json
 
 RECIPE = "recipe.toml"
 STATUS = "status.json"
@@ -187,10 +188,16 @@ def draw_losses(out: Path, log: MetricsLog) -> None:
         axes.set(title=name.replace("_", " "), xlabel="step", ylabel="nats")
         axes.grid(alpha=0.3)
         axes.legend()
-    temporary = out / f".{LOSS_PICTURE}"
+    temporary = out / f".{LOSS_PICTURE}{PARTIAL}"
     with explain_os_errors(out / LOSS_PICTURE):
-        figure.savefig(temporary, dpi=120, format="png")
-        temporary.replace(out / LOSS_PICTURE)
+        try:
+            figure.savefig(temporary, dpi=120, format="png")
+            temporary.replace(out / LOSS_PICTURE)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    del figure, axes
+    gc.collect()  # a figure refers to itself: left to chance, a megabyte a picture waits, and memory breaks up
 
 
 def _columns(rows: Sequence[Any], *names: str | int) -> list[list[float]]:
