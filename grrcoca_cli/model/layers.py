@@ -194,8 +194,12 @@ class CrossAttention(nn.Module):
         return self.key_norm(k), v
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], ragged: Ragged | None = None) -> Tensor:
-        """(B, L, D) to (B, L, D), reading ``keys_values`` of the same B; if ``ragged``, ``x`` is packed (1, T, D)."""
+        """(B, L, D), or (1, L, D) for all, to (B, L, D), reading ``keys_values`` of B memories.
+
+        If ``ragged``, ``x`` is packed (1, T, D) and so is the result.
+        """
         q = self.query(x) if ragged is None else ragged.pad(self.query(x))
         q = self.query_norm(q.unflatten(-1, (self.heads, -1)).transpose(1, 2))  # (B, h, L, k)
+        q = q.expand(keys_values[0].shape[0], -1, -1, -1)
         y = F.scaled_dot_product_attention(q, *keys_values).transpose(1, 2).flatten(2)
         return self.out(y if ragged is None else ragged.pack(y))  # type: ignore[no-any-return]

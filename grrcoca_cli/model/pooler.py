@@ -22,5 +22,5 @@ class AttentionalPooler(nn.Module):
 
     def forward(self, memory: Tensor) -> Tensor:
         """Image tokens (B, N, Dm) to pooled tokens (B, Q, D)."""
-        queries = self.query_norm(self.queries).expand(memory.shape[0], -1, -1)
+        queries = self.query_norm(self.queries).unsqueeze(0)  # the same of every image, projected once
         return self.norm(self.attention(queries, self.attention.keys_values(self.memory_norm(memory))))  # type: ignore[no-any-return]

@@ -54,8 +54,8 @@ def command(*words: str) -> Callable[[], object]:
     return lambda: subprocess.run([sys.executable, *words], check=True, capture_output=True)
 
 
-def caption_start_to_end(folder: Path) -> Row:
-    """`grrcoca caption` of one DICOM file; the limit is torch's own import time and 1.5 s."""
+def with_a_checkpoint(folder: Path) -> list[Row]:
+    """`grrcoca info`, and `caption` of one DICOM file, whose limit is torch's own import time and 1.5 s."""
     from medical.phantom_files import write_dicom_set
 
     tokenizer = CaptionTokenizer.train(["a synthetic caption"], 512)
@@ -74,7 +74,11 @@ def caption_start_to_end(folder: Path) -> Row:
     words = ["caption", str(folder / "studies" / "test"), "--checkpoint", str(folder / "checkpoint"), "--device", "cpu"]
     ours = median_seconds(command("-m", "grrcoca_cli", *words), 5)
     limit = median_seconds(command("-c", "import torch"), 5) + CAPTION_LIMIT
-    return row("grrcoca caption, one DICOM file, start to end, against torch's import + 1.5 s", ours, limit, 1.0)
+    info = median_seconds(command("-m", "grrcoca_cli", "info", str(folder / "checkpoint")), 5)
+    return [
+        row("grrcoca info", info, HELP_LIMIT, 1.0),
+        row("grrcoca caption, one DICOM file, start to end, against torch's import + 1.5 s", ours, limit, 1.0),
+    ]
 
 
 def quick_answers() -> list[Row]:
@@ -92,7 +96,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="where both sides of the peers' rows compute")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = [*quick_answers(), caption_start_to_end(Path(folder))]
+        rows = [*quick_answers(), *with_a_checkpoint(Path(folder))]
     rows += peer.rows(1 if options.quick else ROUNDS, options.device)
     rows += [*scoring.rows(), *pictures.rows(), *guard.rows()]
     machine = (
