@@ -328,7 +328,9 @@ def _load_tensors(model: CoCa, path: Path) -> None:
     except (SafetensorError, OSError) as error:
         raise CheckpointRefused(f"{path} cannot be read as safetensors: copy it again") from error
     try:
-        missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
+        # A file's tensors start anywhere; torch's own start at 64 bytes, and kernels sum in another order elsewhere.
+        aligned = {name: tensor.clone() if tensor.data_ptr() % 64 else tensor for name, tensor in tensors.items()}
+        missing, unexpected = model.load_state_dict(aligned, strict=False, assign=True)
     except RuntimeError as error:
         raise CheckpointRefused(f"{path}: a tensor's shape does not fit {CONFIG}") from error
     tied = {"text_decoder.head.weight"} if model.config.tied_embeddings else set()

@@ -62,7 +62,8 @@ def step_flops(model: CoCa, pairs: int, tokens: float, *, contrastive: int) -> f
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             forward = 2 * module.weight.numel() * _rows(name, config, size)
-            total += forward * _passes(name, model, trained=module.weight.requires_grad)
+            once = "pooler.attention.query" in name  # learned queries are the same of every pair
+            total += forward * _passes(name, model, trained=module.weight.requires_grad) / (pairs if once else 1)
     for name, queries, keys, width, layers in _attentions(config, size):
         trained = not name.startswith("image_encoder.") or model.image_encoder.norm.weight.requires_grad
         total += layers * 4 * queries * keys * width * _passes(name, model, trained=bool(trained))
