@@ -172,7 +172,17 @@ def test_dry_run_counts_overlaps(phantom_shards: Path, tmp_path: Path) -> None:
     assert json.loads(out)["train"] + json.loads(out)["validation"] == 48
     assert "also in training" in err
     assert not (tmp_path / "x").exists()
-    words = ["--recipe", "demo", "--out", tmp_path / "x", "--dry-run", "--set", "data.phantoms=20"]
+    words = [
+        "--recipe",
+        "demo",
+        "--out",
+        tmp_path / "x",
+        "--dry-run",
+        "--set",
+        "data.phantoms=20",
+        "--set",
+        "training.batch_size=8",
+    ]
     code, out, _ = run("pretrain", *words)
     assert (code, json.loads(out)["train"]) == (0, 20)
     assert not (tmp_path / "x").exists()

@@ -86,15 +86,17 @@ def slow_data(seconds: float) -> None:
 
 
 def not_finite(count: int) -> None:
-    """Make the logits of the ``count``-th micro-batch NaN."""
+    """Make the caption loss of the ``count``-th micro-batch NaN, those of the trial before the first step apart."""
     from grrcoca_cli.model.coca import CoCa
 
-    real, left = CoCa.forward, [count]
+    real, left = CoCa.forward, [count + 1]
 
     def forward(model: CoCa, *args: Any) -> Any:
         output = real(model, *args)
-        left[0] -= model.training
-        return output._replace(logits=output.logits * float("nan")) if left[0] == 0 and model.training else output
+        if output.nll is None or not model.training or output.tokens is not None:
+            return output
+        left[0] -= 1
+        return output._replace(nll=output.nll * float("nan")) if left[0] == 0 else output
 
     CoCa.forward = forward  # type: ignore[method-assign]
 
