@@ -1,5 +1,6 @@
 """From samples to batches of tensors, in an order that is a function of seed and step and of nothing else."""
 
+import contextlib
 import functools
 import hashlib
 import multiprocessing
@@ -35,6 +36,11 @@ from grrcoca_cli.errors import OutOfResources, UnreadableImage, UsageError
 
 _READ_AHEAD = 2  # batches a worker
 _GRACE = 10.0  # seconds that a worker goes on after SIGTERM
+_PATIENCE = 0.2  # seconds between two looks at whether to stop, while a batch is waited for
+
+
+class ReadingStopped(Exception):
+    """A stop was asked for while a batch was not there yet."""
 
 
 class Batch(NamedTuple):
@@ -183,6 +189,7 @@ def training_batches(
     workers: int = 0,
     accumulation: int = 1,
     share: Share = EVERYTHING,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Batch]:
     """Batches ``start_step`` to ``steps - 1`` of a run of ``steps``, the same for every count of ``workers``.
 
@@ -194,8 +201,10 @@ def training_batches(
         workers: Reading processes; 0 reads in this one.
         accumulation: Each batch comes in this many micro-batches, one after the other.
         share: What of each micro-batch this process reads.
+        should_stop: Asked while reading processes are waited for.
 
     Raises:
+        ReadingStopped: ``should_stop`` said so; these batches end here.
         UsageError: The set is smaller than a batch, or ``in_memory`` meets ``workers``.
     """
     length, micro = len(reader.dataset), batch_size // accumulation
@@ -207,7 +216,7 @@ def training_batches(
         for indices in [batch_indices(length, batch_size, reader.seed, step, order)]
         for first in range(0, batch_size, micro)
     )
-    return _load(reader, orders, workers)
+    return _load(reader, orders, workers, should_stop)
 
 
 def evaluation_batches(
@@ -226,15 +235,22 @@ def evaluation_batches(
     return _load(reader, orders, workers)
 
 
-def _load(reader: BatchReader, orders: Iterator[BatchOrder], workers: int) -> Iterator[Batch]:
+def _load(
+    reader: BatchReader,
+    orders: Iterator[BatchOrder],
+    workers: int,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Batch]:
     if workers and reader.in_memory:
         raise UsageError(
             f"data.in_memory keeps pictures in one process, but data.workers is {workers}: set one to its default"
         )
-    return _read_in_workers(reader, orders, workers) if workers else map(reader.__getitem__, orders)
+    return _read_in_workers(reader, orders, workers, should_stop) if workers else map(reader.__getitem__, orders)
 
 
-def _read_in_workers(reader: BatchReader, orders: Iterator[BatchOrder], workers: int) -> Iterator[Batch]:
+def _read_in_workers(
+    reader: BatchReader, orders: Iterator[BatchOrder], workers: int, should_stop: Callable[[], bool]
+) -> Iterator[Batch]:
     # Not torch's DataLoader: it draws from the global generator that drives dropout, its SIGCHLD handler raises in
     # the middle of whatever the parent does (a save), and its workers outlive a killed parent by seconds.
     pool = ProcessPoolExecutor(workers, _worker_context(), _start_worker, (reader,))
@@ -243,15 +259,25 @@ def _read_in_workers(reader: BatchReader, orders: Iterator[BatchOrder], workers:
         for order in orders:
             waiting.append(pool.submit(_read_batch, order))
             if len(waiting) > _READ_AHEAD * workers:
-                yield waiting.popleft().result()
+                yield _wait(waiting.popleft(), should_stop)
         while waiting:
-            yield waiting.popleft().result()
+            yield _wait(waiting.popleft(), should_stop)
     except BrokenProcessPool as error:
         raise OutOfResources(
             "a reading process was killed, most likely for want of memory: lower data.workers or training.batch_size"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _wait(batch: Future[Batch], should_stop: Callable[[], bool]) -> Batch:
+    """The batch, as soon as it is there; a whole group may have been told to stop, and its workers end then."""
+    while not should_stop():
+        with contextlib.suppress(TimeoutError):
+            return batch.result(_PATIENCE)
+    if batch.done() and batch.exception() is None:
+        return batch.result()
+    raise ReadingStopped
 
 
 def _worker_context() -> multiprocessing.context.BaseContext:

@@ -3,12 +3,11 @@
 import hashlib
 import json
 import math
-import shutil
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,11 @@ import torch
 from grrcoca_cli.config import Recipe
 from grrcoca_cli.console import ProgressLine, duration, say
 from grrcoca_cli.data.base import Augmentation, CaptionDataset, ImageReader, SubsetDataset
-from grrcoca_cli.data.batches import Batch, BatchReader, evaluation_batches, training_batches
+from grrcoca_cli.data.batches import Batch, BatchReader, ReadingStopped, evaluation_batches, training_batches
 from grrcoca_cli.data.tokenizer import CaptionTokenizer
 from grrcoca_cli.errors import (
     CheckpointRefused,
+    ExitCode,
     GrrcocaError,
     LostProcess,
     NonFiniteLoss,
@@ -31,7 +31,7 @@ from grrcoca_cli.errors import (
     TooManyBadSamples,
     UsageError,
 )
-from grrcoca_cli.files import lock_folder
+from grrcoca_cli.files import lock_folder, remove_folder
 from grrcoca_cli.model.coca import CoCa
 from grrcoca_cli.signals import StopRequest
 from grrcoca_cli.training.checkpoint import (
@@ -139,7 +139,7 @@ def train(run: Run, resume: str = "auto") -> Path:
                 log = log if ranks.is_first else log.without_file()
                 _try_a_batch(run, live)
                 step = _train(run, live, log, step, should_stop)
-        except GrrcocaError as error:
+        except BaseException as error:
             _note_end(run, log.last_step if log else 0, error)
             raise
         if ranks.is_first:
@@ -151,7 +151,7 @@ def seconds_a_step(run: Run, steps: int = 3) -> float:
     """Median seconds of a few real training steps on real data, the first one left out; the model is used up."""
     live = _prepare(run)
     _try_a_batch(run, live)
-    batches = _training_batches(run, 0)
+    batches = _training_batches(run, 0, lambda: False)
     times = []
     for step in range(min(steps + 1, run.recipe.training.steps)):
         began = time.monotonic()
@@ -179,16 +179,22 @@ def _check_folder(run: Run, resume: str) -> None:
     write_recipe(run.out, run.recipe)
 
 
-def _note_end(run: Run, step: int, error: GrrcocaError) -> None:
+def _note_end(run: Run, step: int, error: BaseException) -> None:
     """Keep in ``status.json`` how a run ended; of several processes, the one that knows why."""
+    code, reason = 1, type(error).__name__  # a bug of ours
+    if isinstance(error, KeyboardInterrupt):
+        code = int(ExitCode.INTERRUPTED)
+    if isinstance(error, GrrcocaError):
+        code, reason = int(error.exit_code), str(error)
     if isinstance(error, LostProcess):
         time.sleep(_OTHERS_MAY_SPEAK)
         if read_status(run.out).get("state") == "failed":
             return
-    elif not (run.ranks.is_first or isinstance(error, OutOfResources)):
+    elif not run.ranks.is_first and isinstance(error, GrrcocaError) and not isinstance(error, OutOfResources):
         return  # every process has this error, and the first one writes it down
     state = "stopped" if isinstance(error, StoppedAndSaved) else "failed"
-    write_status(run.out, state, step, int(error.exit_code), str(error))
+    with suppress(GrrcocaError):  # a disk that is still full must not hide what it was full for
+        write_status(run.out, state, step, code, reason)
 
 
 def _size_of(run: Run) -> str:
@@ -234,7 +240,7 @@ def _train(run: Run, live: _Live, log: MetricsLog, start: int, should_stop: Stop
     config, ranks = run.recipe.training, run.ranks
     progress = ProgressLine()
     validation = _validation_reader(run)
-    batches = _training_batches(run, start)
+    batches = _training_batches(run, start, should_stop)
     loggers = open_loggers(config.loggers if ranks.is_first else (), run.out, run.recipe)
     if ranks.is_first:
         write_status(run.out, "running", start)
@@ -244,8 +250,10 @@ def _train(run: Run, live: _Live, log: MetricsLog, start: int, should_stop: Stop
     with loggers:
         for step in range(start, config.steps + 1):
             last = step == config.steps or stalled
+            measured = True
             if (last or _due(step, config.eval_every) or step == 0) and not log.has_evaluation(step):
                 report = _evaluate(run, live, validation, should_stop)
+                measured = report is not None or len(validation.dataset) == 0
                 if report is not None:
                     row = {"step": step, **_as_row(report)}
                     log.add(row)
@@ -255,26 +263,29 @@ def _train(run: Run, live: _Live, log: MetricsLog, start: int, should_stop: Stop
                         _save(run, live, step, run.out / BEST)
                     stalled = _has_stalled(run, log)
                     last = last or stalled
+
             stop = ranks.any(should_stop())
             if (last or _due(step, config.save_every) or stop) and step != saved:
                 progress.close()
-                _save(run, live, step, run.out / "checkpoints" / f"step-{step}")
-                if ranks.is_first:
-                    _keep_newest(run, config.keep)
-                    draw_losses(run.out, log)
-                    write_status(run.out, "running", step)
+                _keep(run, live, log, step)
                 saved = step
-            if stop and not last:
-                raise StoppedAndSaved(
-                    f"stopped after step {step} and saved in {run.out}: run the same command to go on"
-                )
-            if last:
+            if last and measured:
                 if step < config.steps:
                     say(f"stopped early: {config.patience} evaluations in a row without a better {config.monitor}")
                 return step
 
             began = time.monotonic()
-            micros = [next(batches) for _ in range(config.accumulation)]
+            micros: list[Batch] = []
+            with suppress(ReadingStopped):
+                if not stop:
+                    micros = [next(batches) for _ in range(config.accumulation)]
+            if ranks.any(not micros):
+                if step != saved:
+                    progress.close()
+                    _keep(run, live, log, step)
+                raise StoppedAndSaved(
+                    f"stopped after step {step} and saved in {run.out}: run the same command to go on"
+                )
             samples = _count_bad(run, live.bad, micros, seen=(step + 1) * config.batch_size)
             row = _take_step(run, live, micros, step)
             speed = samples / (time.monotonic() - began)
@@ -321,6 +332,15 @@ def _explain_non_finite(
     )
 
 
+def _keep(run: Run, live: _Live, log: MetricsLog, step: int) -> None:
+    """Write the checkpoint that a run goes on from, and what a run folder shows of it."""
+    _save(run, live, step, run.out / "checkpoints" / f"step-{step}")
+    if run.ranks.is_first:
+        _keep_newest(run, run.recipe.training.keep)
+        draw_losses(run.out, log)
+        write_status(run.out, "running", step)
+
+
 def _save(run: Run, live: _Live, step: int, target: Path) -> None:
     """Write a checkpoint: one to go on from in ``checkpoints``, the weights alone elsewhere."""
     config = run.config.model_copy(update={"step": step})
@@ -343,7 +363,7 @@ def _has_stalled(run: Run, log: MetricsLog) -> bool:
     return config.patience > 0 and log.evaluations_since_best(config.monitor) >= config.patience
 
 
-def _training_batches(run: Run, start: int) -> Iterator[Batch]:
+def _training_batches(run: Run, start: int, should_stop: Callable[[], bool]) -> Iterator[Batch]:
     config = run.recipe.training
     return training_batches(
         _batch_reader(run, run.train, run.augmentation),
@@ -353,6 +373,7 @@ def _training_batches(run: Run, start: int) -> Iterator[Batch]:
         run.recipe.data.workers,
         config.accumulation,
         run.ranks.share,
+        should_stop,
     )
 
 
@@ -385,6 +406,10 @@ def _restore(run: Run, live: _Live, *, force: bool) -> int:
             raise UsageError(f"{differ}: choose another --out, or give --resume force to go on with these")
         say(f"warning: {differ}")
     say(f"continuing from {folder}")
+    if run.ranks.is_first:
+        for later in checkpoints_of(run.out):
+            if int(later.name[5:]) > int(state["step"]):  # damaged, and would count among those kept
+                remove_folder(later)
     live.bad.update(state["bad_samples"])
     return int(state["step"])
 
@@ -449,7 +474,7 @@ def _count_bad(run: Run, bad: Counter[str], micros: Sequence[Batch], seen: int) 
 
 def _keep_newest(run: Run, keep: int) -> None:
     for folder in checkpoints_of(run.out)[keep:]:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
 
 
 def _fingerprint(dataset: CaptionDataset) -> str:

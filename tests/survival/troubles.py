@@ -2,7 +2,6 @@
 
 import json
 
-from grrcoca_cli.config import TrainingConfig
 from grrcoca_cli.training.checkpoint import find_checkpoint, load_checkpoint
 from tests.survival.harness import (
     Bench,
@@ -13,9 +12,6 @@ from tests.survival.harness import (
     rows_of,
     told_in_one_line,
 )
-
-LOGGERS = "loggers" in TrainingConfig.model_fields
-"""Whether a recipe can ask for loggers."""
 
 
 def bad_samples(bench: Bench, tier: Tier) -> Figure:
@@ -94,7 +90,7 @@ def failing_logger(bench: Bench, tier: Tier) -> Figure:
     """Row 18: a logger whose disk is full from its third number on."""
     failures = []
     out = bench.fresh("logger")
-    settings = ('training.loggers=["tensorboard"]',) if LOGGERS else ()
+    settings = ('training.loggers=["tensorboard"]',)
     trial = bench.zygote.command(bench.pretrain(out, *settings), ("broken_logger", {})).wait()
     warnings = trial.err.count("warning: logging to tensorboard failed")
     if trial.code or warnings != 1:
