@@ -225,6 +225,8 @@ class TrainingConfig(Section):
         patience: Stop after this many evaluations in a row without a better ``monitor``; 0 never stops early.
         monitor: The validation loss that ``keep_best`` and ``patience`` go by.
         ema: Decay of a moving average of the weights, which evaluation and captions then use; 0 is off.
+        compile: Compile each layer (torch.compile), which takes minutes at the start. For GPUs: on two CPU cores a step
+            was 1 % faster.
         loggers: ``tensorboard`` and ``wandb``, beside ``metrics.jsonl``; their packages are extras.
         start: Hash of the weights that fine-tuning began with; filled in, so that a run goes on from no others.
         caption_weight, contrastive_weight: CoCa's loss weights; 0 switches a loss off.
@@ -252,6 +254,7 @@ class TrainingConfig(Section):
     patience: int = Field(default=0, ge=0)
     monitor: Literal["contrastive_loss", "caption_loss", "coca_loss"] = "coca_loss"
     ema: float = Field(default=0.0, ge=0, lt=1)
+    compile: bool = False
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     start: str = ""
     seed: int = Field(default=0, ge=0)

@@ -61,6 +61,12 @@ class CoCa(nn.Module):
         self.logit_bias = nn.Parameter(torch.empty(())) if config.contrastive_loss == "sigmoid" else None
         init_weights(self)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Every transformer layer: what is recomputed, compiled and sharded as one."""
+        decoder = self.text_decoder
+        return [*self.image_encoder.blocks, *decoder.unimodal, *decoder.multimodal]
+
     def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised pictures (B, 3, H, W) to the captioner's image tokens (B, Q, Dm) and unit features (B, E)."""
         encoded = self.image_encoder(images)  # (B, N, D)

@@ -26,6 +26,9 @@ from grrcoca_cli.training.ranks import Ranks, explain_lost_process
 
 def spread(model: CoCa, recipe: Recipe, ranks: Ranks, device: torch.device) -> nn.Module:
     """``model`` as the processes train it: alone as it is, replicated (DDP), or sharded in place (FSDP2)."""
+    if recipe.training.compile:
+        for block in model.blocks:
+            block.compile(dynamic=True)
     if ranks.size == 1:
         return model
     with explain_lost_process():
@@ -35,8 +38,7 @@ def spread(model: CoCa, recipe: Recipe, ranks: Ranks, device: torch.device) -> n
         # Inputs keep their type: rotary angles in bf16 would turn far positions wrongly.
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
         mesh = init_device_mesh(device.type, (ranks.size,))
-        decoder = model.text_decoder
-        for block in (*model.image_encoder.blocks, *decoder.unimodal, *decoder.multimodal):
+        for block in model.blocks:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=set(_scalars(model)))
     return model

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,17 @@ def test_the_log_in_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
     assert gaps == {4}
     again = MetricsLog(tmp_path, 2 * log.CURVE_POINTS)
     assert again.last_step == 2 * log.CURVE_POINTS
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++)")
+def test_compiled_layers_train_alike(phantom_shards: Path, tmp_path: Path) -> None:
+    assert pretrain(phantom_shards, tmp_path / "eager", "training.steps=2")[0] == 0
+    assert pretrain(phantom_shards, tmp_path / "compiled", "training.steps=2", "training.compile=true")[0] == 0
+    eager, compiled = (weights_of(tmp_path / name, 2) for name in ("eager", "compiled"))
+    assert not all(torch.equal(eager[name], compiled[name]) for name in eager)  # other kernels, then
+    for name in eager:
+        torch.testing.assert_close(compiled[name], eager[name], atol=1e-4, rtol=1e-3)
 
 
 def unit(rows: int, seed: int) -> torch.Tensor:
