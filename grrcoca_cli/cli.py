@@ -251,11 +251,49 @@ def evaluate(
 
 @app.command()
 @_command
+def ablate(
+    recipe: Annotated[
+        str, typer.Option(help="A packaged study (grrcoca ls studies) or a TOML file of one.")
+    ] = "mechanisms",
+    variants: Annotated[
+        str, typer.Option(help="Arms, as grr-coca,rope,baseline-coca.", show_default="the study's")
+    ] = "",
+    seeds: Annotated[int | None, typer.Option(help="Runs an arm.", show_default="the study's")] = None,
+    data: Annotated[str, typer.Option(help="Shards or a folder instead of the study's data.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder of the study.", show_default="runs/ablate-STUDY")] = None,
+    set_: Settings = None,
+    jobs: Annotated[int, typer.Option(help="Runs at once; 0 is one a device.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say which arms would be run, and stop.")] = False,
+    device: Annotated[str, typer.Option(help="As of pretrain; several as cuda:0,cuda:1.")] = "auto",
+    json: Json = False,
+) -> ExitCode | None:
+    """Compare variants fairly: a grid of arms and seeds is trained, judged and reported; goes on where it stopped."""
+    from grrcoca_cli.commands.ablate import Options
+    from grrcoca_cli.commands.ablate import ablate as run
+
+    return run(
+        Options(
+            recipe=recipe,
+            out=out or Path("runs") / f"ablate-{Path(recipe).stem}",
+            variants=variants,
+            seeds=seeds,
+            settings=set_ or (),
+            data=data,
+            device=device,
+            jobs=jobs,
+            dry_run=dry_run,
+            as_json=json,
+        )
+    )
+
+
+@app.command()
+@_command
 def ls(
-    what: Annotated[str, typer.Argument(help="recipes, datasets or models.")] = "recipes",
+    what: Annotated[str, typer.Argument(help="recipes, studies, datasets or models.")] = "recipes",
     json: Json = False,
 ) -> None:
-    """List recipes, data sets or model variants and sizes."""
+    """List recipes, studies, data sets or model variants and sizes."""
     from grrcoca_cli.commands.listing import list_things
 
     list_things(what, as_json=json)

@@ -6,6 +6,7 @@ from typing import Any
 
 from grrcoca_cli.config import SIZES, VARIANTS, read_recipe, recipe_folder, recipe_names
 from grrcoca_cli.errors import UsageError
+from grrcoca_cli.studies import read_study, study_names
 from grrcoca_cli.training.checkpoint import checkpoint_hash, count_parameters, find_checkpoint, read_config
 
 DATASETS = {
@@ -19,12 +20,12 @@ DATASETS = {
 
 
 def list_things(what: str, *, as_json: bool) -> None:
-    """Print recipes, data sets or models, a line each.
+    """Print recipes, studies, data sets or models, a line each.
 
     Raises:
         UsageError: There is no such list.
     """
-    lists = {"recipes": _recipes, "datasets": lambda: DATASETS, "models": _models}
+    lists = {"recipes": _recipes, "studies": _studies, "datasets": lambda: DATASETS, "models": _models}
     if what not in lists:
         raise UsageError(f"ls {what}: choose {', '.join(lists)}")
     rows = lists[what]()
@@ -43,6 +44,11 @@ def _recipes() -> dict[str, str]:
         for name in recipe_names()
         if read_recipe(name)
     }
+
+
+def _studies() -> dict[str, str]:
+    """Each study with its question."""
+    return {name: read_study(name).title for name in study_names()}
 
 
 def _models() -> dict[str, str]:

@@ -1,0 +1,136 @@
+"""What all runs of a study share: phantoms drawn once, one tokenizer, one split that every run is judged on."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from grrcoca_cli.commands.datasets import OpenedData, open_data, open_split
+from grrcoca_cli.commands.train import TOKENIZER_CAPTIONS
+from grrcoca_cli.config import DataConfig, build_recipe
+from grrcoca_cli.console import say
+from grrcoca_cli.data.tokenizer import CaptionTokenizer
+from grrcoca_cli.errors import NoSuchSplit, UsageError
+from grrcoca_cli.files import explain_os_errors, write_atomically
+from grrcoca_cli.studies import Tables
+from medical.phantom_files import write_shards
+from medical.phantoms import Style
+
+SEED = 0
+PIXELS = 64
+REPORTS = 1_000_000
+"""Number of the first phantom of a fine-tuning set: far behind those of any pretraining set."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The samples that runs are judged on."""
+
+    dataset: str
+    path: str
+    split: str
+
+    def config(self, data: DataConfig) -> DataConfig:
+        """How to read them, as ``data`` says."""
+        return data.model_copy(update={"dataset": self.dataset, "path": self.path})
+
+    def as_json(self) -> dict[str, str]:
+        """For a file."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class SharedData:
+    """Where a study's data lie: ``OUT/data``.
+
+    Attributes:
+        out: The study's folder.
+        test: Phantoms that runs are judged on; their numbers come first, so that any two training sets of phantoms
+            are nested and hold none of them.
+    """
+
+    out: Path
+    test: int
+
+    def place(self, tables: Tables, style: Style = "plain") -> Tables:
+        """The tables with phantoms, where they ask for them, drawn into shards; other data as they are.
+
+        Raises:
+            UsageError: Other data without a path.
+        """
+        data = dict(tables.get("data", {}))
+        config = DataConfig.model_validate(data)
+        if config.dataset == "phantoms" and not config.path:
+            first = self.test if style == "plain" else REPORTS + self.test
+            data |= {
+                "dataset": "shards",
+                "path": str(self._draw(f"{style}-{config.phantoms}", config.phantoms, first, style)),
+            }
+        elif not config.path:
+            raise UsageError(f"the {config.dataset} data set needs --data PATH")
+        return {**tables, "data": data}
+
+    def judged(self, tables: Tables, placed: Tables, split: str, style: Style = "plain") -> Judged:
+        """What a run of ``tables``, ``placed`` as it was, is judged on: phantoms of their own, or a split.
+
+        Raises:
+            UsageError: The set has no such split.
+        """
+        config = DataConfig.model_validate(placed["data"])
+        if tables["data"].get("dataset") == "phantoms" and not tables["data"].get("path"):
+            first = 0 if style == "plain" else REPORTS
+            return Judged("shards", str(self._draw(f"{style}-test-{self.test}", self.test, first, style)), "all")
+        for name in [split] if split else ["test", config.validation_split]:
+            try:
+                if len(open_split(config, name)) >= 2:
+                    return Judged(config.dataset, config.path, name)
+            except NoSuchSplit:
+                continue
+            except UsageError:
+                if split or config.dataset != "shards":
+                    raise
+        raise UsageError(f"{config.path} has no split to judge on: name one in the study, as in split = 'valid'")
+
+    def tokenizer(self, placed: Sequence[Tables]) -> str:
+        """One tokenizer for all runs: the recipe's, or one trained on the largest training set."""
+        recipes = [build_recipe(tables, "study") for tables in placed]
+        if given := recipes[0].data.tokenizer:
+            return given
+        path = self.out / "data" / "tokenizer.json"
+        if not path.exists():
+            say("training the tokenizer that all runs share")
+            opened = {recipe.data.path: self._open(recipe.data) for recipe in recipes}
+            train = max(opened.values(), key=lambda found: len(found.train)).train
+            captions = itertools.islice(
+                (text for i in range(len(train)) for text in train.peek(i).captions), TOKENIZER_CAPTIONS
+            )
+            vocab_size = max(recipe.model.vocab_size for recipe in recipes)
+            with explain_os_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, CaptionTokenizer.train(captions, vocab_size).to_json())
+        return str(path)
+
+    def _open(self, data: DataConfig) -> OpenedData:
+        return open_data(data, self.out / "data")
+
+    def _draw(self, name: str, count: int, first: int, style: Style) -> Path:
+        folder = self.out / "data" / name
+        done = folder / ".complete"
+        if not done.exists():
+            say(f"drawing {count} synthetic studies into {folder}")
+            with explain_os_errors(folder):
+                write_shards(folder, count=count, seed=SEED, style=style, first=first, pixels=PIXELS)
+                done.touch()
+        return folder
+
+
+def with_data(tables: Tables, path: str) -> Tables:
+    """The tables with ``--data`` put in; phantoms then become shards or a folder, by what lies there."""
+    if not path:
+        return tables
+    data = dict(tables.get("data", {}))
+    data["path"] = path
+    if data.get("dataset", "folder") in ("phantoms", "folder", "shards"):
+        shards = ".tar" in path or any(Path(path).glob("*.tar"))
+        data["dataset"] = "shards" if shards else "folder"
+    return {**tables, "data": data}
