@@ -87,7 +87,9 @@ def sweep_section(found: Findings) -> str:
         for arm, several in found.sweep.items()
         for choice, loss in several
     ]
-    how = f"On {found.study.sweep_seeds} seeds of its own, by the validation loss at the last step, before the runs.\n"
+    count = found.study.sweep_seeds
+    seeds = "a seed" if count == 1 else f"{count} seeds"
+    how = f"On {seeds} of its own, by the validation loss at the last step, before the runs.\n"
     return "\n".join(["## Sweep\n", how, table(["arm", "setting", "validation loss", ""], rows)])
 
 

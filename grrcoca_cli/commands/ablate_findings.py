@@ -51,6 +51,13 @@ class Findings:
         kept = {result.arm.name for result in self.results[self.last]}
         return [result for result in self.screened.get(self.last, ()) if result.arm.name not in kept]
 
+    @property
+    def passed(self) -> list[ArmResult]:
+        """Arms that the screening let through, as it saw them."""
+        again = {result.arm.name for result in self.results[self.last]}
+        own = [result for result in self.screened.get(self.last, ()) if result.arm.name != result.arm.against]
+        return [result for result in own if result.arm.name in again]
+
     @cached_property
     def scaling(self) -> dict[str, PowerLaw]:
         """Fitted losses by name, where the study asks for them and the runs determine them."""
@@ -90,7 +97,7 @@ def as_json(found: Findings) -> dict[str, object]:
         "schema": SCHEMA,
         "title": study.title,
         "stage": found.last,
-        **_stage(found, found.results[found.last]),
+        **_stage(found, found.results[found.last], found.dropped),
         **({"earlier_stages": earlier} if earlier else {}),
         "screening": _screening(found),
         "sweep": {
@@ -105,9 +112,9 @@ def as_json(found: Findings) -> dict[str, object]:
     return cast("dict[str, object]", to_plain(plain))
 
 
-def _stage(found: Findings, results: Sequence[ArmResult]) -> dict[str, object]:
+def _stage(found: Findings, results: Sequence[ArmResult], dropped: Sequence[ArmResult] = ()) -> dict[str, object]:
     return {
-        "arms": [_arm(found, result, results) for result in results],
+        "arms": [_arm(found, result, [*results, *dropped]) for result in (*results, *dropped)],
         "effects": [asdict(effect) for effect in mechanism_effects(results, found.recipes)],
         "equal_flops": equal_budget(results, "flops_per_step"),
     }
@@ -119,7 +126,7 @@ def _screening(found: Findings) -> dict[str, object] | None:
     results = found.screened[found.last]
     return {
         "by": found.study.screen_by,
-        "passed": [r.arm.name for r in found.results[found.last] if r.arm.name != r.arm.against],
+        "passed": [result.arm.name for result in found.passed],
         "dropped": [result.arm.name for result in found.dropped],
         "arms": [_arm(found, result, results) for result in results],
     }

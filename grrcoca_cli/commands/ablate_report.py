@@ -12,6 +12,7 @@ from grrcoca_cli.commands.results import LABELS
 from grrcoca_cli.evaluation.examples import HIGHER_IS_BETTER, LOSSES
 from grrcoca_cli.files import write_atomically, write_json
 
+SURE = 0.05
 STAGES = {"pretrain": "Pretraining", "finetune": "Fine-tuning"}
 
 
@@ -42,37 +43,38 @@ def _about(found: Findings) -> str:
     left = f"; {facts['left_out']} pairs of a last short batch have no part in it" if facts["left_out"] else ""
     return (
         f"{len(results)} arms, seeds {', '.join(map(str, seeds))}. Every arm sees the same samples in the same order "
-        f"for a seed, with the same schedule. Judged on {facts['samples']} samples that no arm was trained on "
-        f"({facts['distinct_captions']} distinct captions); the contrastive loss is among {facts['batch']} pairs, the "
-        f"same for all arms{left}. Arms of a comparison are paired by seed. Intervals are 95 %, Student's t over "
-        "seeds; p is of the same t, Holm's is adjusted for the arms of the table, metric by metric.\n"
+        f"for a seed, with the same schedule. Judged on {facts['samples']} samples (split `{facts['split']}`, "
+        f"{facts['distinct_captions']} distinct captions) that no arm was trained on; the contrastive loss is among "
+        f"{facts['batch']} pairs, the same for all arms{left}. Arms of a comparison are paired by seed. Intervals are "
+        "95 %, Student's t over seeds; p is of the same t, Holm's is adjusted for the arms of the table, metric by "
+        "metric.\n"
     )
 
 
 def _stage_sections(out: Path, found: Findings, stage: str, results: Sequence[ArmResult]) -> list[str]:
-    title = f"{STAGES[stage]}: " if len(found.results) > 1 else ""
+    title = STAGES[stage]
     effects = mechanism_effects(results, found.recipes)
     draw_curves(out / f"curves-{stage}.png", results)
     draw_changes(out / f"changes-{stage}.png", results)
     parts = [
-        f"## {title}losses\n",
+        f"## {title}: losses\n",
         _loss_table(results),
         f"![changes](changes-{stage}.png)\n",
         _change_table(results),
-        f"## {title}the same over examples\n",
+        f"## {title}: the same over examples\n",
         _example_table(results),
-        f"## {title}retrieval and captions\n",
+        f"## {title}: retrieval and captions\n",
         _score_table(results),
     ]
     if effects:
         draw_effects(out / f"effects-{stage}.png", effects)
         parts += [
-            f"## {title}effects of the mechanisms\n",
+            f"## {title}: effects of the mechanisms\n",
             _effect_table(effects),
             f"![effects](effects-{stage}.png)\n",
         ]
     curves = f"![curves](curves-{stage}.png)\n\nLine: mean over seeds. Band: smallest to largest.\n"
-    return [*parts, f"## {title}validation losses\n", curves]
+    return [*parts, f"## {title}: validation losses\n", curves]
 
 
 def _loss_table(results: Sequence[ArmResult]) -> str:
@@ -170,24 +172,44 @@ def _effect_table(effects: Sequence[Effect]) -> str:
 
 
 def _screening_section(found: Findings) -> str:
-    kept = {result.arm.name for result in found.results[found.last]}
     results = found.screened[found.last]
-    passed = [
-        result.arm.name
-        for result in results
-        if result.arm.name in kept and result.metrics and result.arm.name != result.arm.against
-    ]
-    dropped = [result.arm.name for result in found.dropped]
+    passed, dropped = ([result.arm.name for result in several] for several in (found.passed, found.dropped))
     return "\n".join(
         [
-            "## Screening\n",
-            f"On {found.study.seeds} seeds, by the mean change in {LABELS[found.study.screen_by]}. Passed: "
+            "## Screening and confirmation\n",
+            f"Screened on {found.study.seeds} seeds, by the mean change in {LABELS[found.study.screen_by]}. Passed: "
             f"{', '.join(passed) or 'none'}. Dropped: {', '.join(dropped) or 'none'}. The tables above are of "
-            f"{found.study.confirm_seeds} fresh seeds alone, so that choosing the best ones here flatters none.\n",
+            f"{found.study.confirm_seeds} fresh seeds alone, so that choosing the best ones here flatters none. "
+            "Confirmed is what is better there with Holm's p below .05.\n",
+            _verdicts(found),
+            "The screening itself:\n",
             _loss_table(results),
             _change_table(results),
         ]
     )
+
+
+def _verdicts(found: Findings) -> str:
+    """Each arm's change in both phases, by the loss that the screening went by."""
+    name = found.study.screen_by
+    screened, confirmed = (
+        {result.arm.name: metric.change for result in results if (metric := result.metrics.get(name)) and metric.change}
+        for results in (found.screened[found.last], found.results[found.last])
+    )
+    rows = []
+    for arm in dict.fromkeys((*screened, *confirmed)):
+        first, second = screened.get(arm), confirmed.get(arm)
+        holds = second is not None and second.percent < 0 and second.p_holm is not None and second.p_holm < SURE
+        rows.append(
+            [
+                arm,
+                f"{first.percent:+.2f} %" if first else "",
+                f"{second.percent:+.2f} % {span(second.interval, signed=True, unit=' %')}" if second else "",
+                p_value(second.p_holm) if second else "",
+                "dropped" if second is None else "confirmed" if holds else "not confirmed",
+            ]
+        )
+    return table(["arm", f"{LABELS[name]}, screening", "confirmation", "p, Holm", "verdict"], rows)
 
 
 def _scaling_section(found: Findings) -> str:

@@ -5,8 +5,11 @@ Also the program of a worker process: ``python -m grrcoca_cli.commands.ablate_ru
 
 import hashlib
 import json
+import os
 import statistics
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +22,7 @@ from grrcoca_cli.console import say
 from grrcoca_cli.errors import ExitCode, GrrcocaError, NonFiniteLoss
 from grrcoca_cli.files import explain_os_errors, write_atomically, write_json
 from grrcoca_cli.studies import Tables
+from grrcoca_cli.training.runfolder import FREE_ON_RESUME, RECIPE, flatten, is_evaluation, read_metrics
 
 SCHEMA = 1
 EVAL, EXAMPLES, JOB = "eval.json", "examples.jsonl", "job.json"
@@ -40,6 +44,11 @@ class Stage:
     tables: Tables
     judged: Judged | None
 
+    def shaping(self) -> dict[str, object]:
+        """The recipe's settings without those that change no weight."""
+        settings = flatten(self.tables)
+        return {name: value for name, value in settings.items() if name not in FREE_ON_RESUME}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -57,7 +66,7 @@ class Job:
 
     def fingerprint(self, upto: int) -> str:
         """Of all that shapes the stage numbered ``upto``: its recipe, what it is judged on, the stages before."""
-        parts = [[stage.tables, stage.judged and stage.judged.as_json()] for stage in self.stages[: upto + 1]]
+        parts = [[stage.shaping(), stage.judged and stage.judged.as_json()] for stage in self.stages[: upto + 1]]
         return hashlib.sha256(json.dumps([SCHEMA, parts], sort_keys=True).encode()).hexdigest()[:16]
 
     def is_done(self) -> bool:
@@ -137,8 +146,6 @@ def _run_stage(job: Job, stage: Stage, folder: Path, start: Path | None, device:
 def _facts(folder: Path, stage: Stage, device: str) -> dict[str, object]:
     """What the report needs to know of a finished run; its examples are written beside."""
     import torch
-
-    from grrcoca_cli.training.runfolder import RECIPE, is_evaluation, read_metrics
 
     recipe = build_recipe(read_recipe(str(folder / RECIPE)), str(folder / RECIPE))
     rows = read_metrics(folder)
@@ -231,12 +238,20 @@ def _measure(folder: Path, recipe: Recipe, judged: Judged, device: str) -> dict[
 
 def main(job: str, device: str) -> ExitCode:
     """A worker process: run one job, say why where it fails."""
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
         run_job(read_job(Path(job)), device)
     except GrrcocaError as error:
         say(str(error))
         return error.exit_code
     return ExitCode.OK
+
+
+def _end_with_parent(parent: int) -> None:
+    """A study that is killed must leave no run behind that holds its folder; what was saved is whole at any time."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(ExitCode.INTERRUPTED)
 
 
 if __name__ == "__main__":
