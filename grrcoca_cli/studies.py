@@ -49,7 +49,7 @@ class Finetuning(Section):
     Attributes:
         recipe: Packaged, or a file.
         data: A folder; where empty, and the recipe's set is ``phantoms``, reports of other phantoms are drawn.
-        set: Settings over the recipe.
+        set: Settings over the recipe; the study's ``[eval]`` and ``[generation]`` hold here, too.
     """
 
     recipe: str = "finetune_folder"

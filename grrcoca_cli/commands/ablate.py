@@ -34,7 +34,7 @@ from grrcoca_cli.studies import (
 Choice = dict[str, float | str]
 
 OF_BOTH_STAGES = ("eval.", "generation.")
-"""Sections of ``--set`` that fine-tuning takes as well; the others are of pretraining."""
+"""Settings of ``--set`` that fine-tuning takes as well; the others are of pretraining."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,14 @@ class _Grid:
         return Job(arm.name, seed, folder / arm.name / _label(choice, judged) / f"seed-{seed}", tuple(stages))
 
     def _finetuning(self, arm: Arm, seed: int) -> Stage:
-        """Its own recipe with the arm's way of training, so that an objective stays what it is."""
+        """Its own recipe, judged as pretraining is, with the arm's way of training: an objective stays what it is."""
         stage = self.study.finetune
         assert stage is not None
         common = [setting for setting in self.settings if setting.startswith(OF_BOTH_STAGES)]
         training = [setting for setting in arm.set if setting.startswith("training.")]
-        tables = apply_settings(read_recipe(stage.recipe), [*stage.set, *common, *training, f"training.seed={seed}"])
+        tables = read_recipe(stage.recipe)
+        tables |= {name: {**tables.get(name, {}), **getattr(self.study, name)} for name in ("eval", "generation")}
+        tables = apply_settings(tables, [*stage.set, *common, *training, f"training.seed={seed}"])
         tables = with_data(tables, stage.data)
         placed = self.shared.place(tables, "report")
         return Stage("finetune", placed, self.shared.judged(tables, placed, self.study.split, "report"))
@@ -163,10 +165,14 @@ def _run_study(grid: _Grid, arms: Sequence[Arm], recipes: dict[str, Recipe]) -> 
     stages = ["pretrain", *(["finetune"] if study.finetune else [])]
     if not study.confirm_seeds:
         results = {stage: judge_arms(runs, arms, seeds, stage) for stage in stages}
-        return Findings(study, results, {}, sweep, grid.choices, recipes)
+        return Findings(study, results, {}, (), sweep, grid.choices, recipes)
 
     screened = {stage: judge_arms(runs, arms, seeds, stage, "screened") for stage in stages}
     passed = [result.arm for result in screened[stages[-1]] if is_better(result, study.screen_by)]
+    names = [arm.name for arm in passed]
+    say(f"passed the screening: {', '.join(names) or 'none'}")
+    if not passed:
+        return Findings(study, screened, screened, (), sweep, grid.choices, recipes)
     confirmed = list(passed)
     if study.combined and len(passed) > 1:
         together = combine(study.combined, passed)
@@ -176,10 +182,9 @@ def _run_study(grid: _Grid, arms: Sequence[Arm], recipes: dict[str, Recipe]) -> 
     needed = {arm.against for arm in confirmed}
     again = [*(arm for arm in arms if arm.name in needed), *(arm for arm in confirmed if arm.name not in needed)]
     fresh = range(study.seeds, study.seeds + study.confirm_seeds)
-    say(f"passed the screening: {', '.join(arm.name for arm in passed) or 'none'}")
     grid.run(again, fresh)
     results = {stage: judge_arms(runs, again, fresh, stage, "confirmed") for stage in stages}
-    return Findings(study, results, screened, sweep, grid.choices, recipes)
+    return Findings(study, results, screened, names, sweep, grid.choices, recipes)
 
 
 def _label(choice: Choice, judged: bool) -> str:

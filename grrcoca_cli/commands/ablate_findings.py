@@ -28,6 +28,7 @@ class Findings:
         study: What it asked.
         results: Of its arms by stage, ``pretrain`` before ``finetune``; of the confirmation, where there was one.
         screened: The same of the screening; empty where there was none.
+        passed: Arms that the screening let through; where none, ``results`` are the screening's.
         sweep: What was tried for each arm, with the validation loss.
         choices: What was chosen.
         recipes: Of each arm, before the sweep's choice.
@@ -36,6 +37,7 @@ class Findings:
     study: Study
     results: Mapping[str, Sequence[ArmResult]]
     screened: Mapping[str, Sequence[ArmResult]]
+    passed: Sequence[str]
     sweep: Mapping[str, Sequence[tuple[Mapping[str, float | str], float]]]
     choices: Mapping[str, Mapping[str, float | str]]
     recipes: Mapping[str, Recipe]
@@ -48,15 +50,8 @@ class Findings:
     @property
     def dropped(self) -> list[ArmResult]:
         """Arms that the screening left behind."""
-        kept = {result.arm.name for result in self.results[self.last]}
-        return [result for result in self.screened.get(self.last, ()) if result.arm.name not in kept]
-
-    @property
-    def passed(self) -> list[ArmResult]:
-        """Arms that the screening let through, as it saw them."""
-        again = {result.arm.name for result in self.results[self.last]}
         own = [result for result in self.screened.get(self.last, ()) if result.arm.name != result.arm.against]
-        return [result for result in own if result.arm.name in again]
+        return [result for result in own if result.arm.name not in self.passed]
 
     @cached_property
     def scaling(self) -> dict[str, PowerLaw]:
@@ -97,7 +92,7 @@ def as_json(found: Findings) -> dict[str, object]:
         "schema": SCHEMA,
         "title": study.title,
         "stage": found.last,
-        **_stage(found, found.results[found.last], found.dropped),
+        **_stage(found, found.results[found.last], found.dropped if found.passed else ()),
         **({"earlier_stages": earlier} if earlier else {}),
         "screening": _screening(found),
         "sweep": {
@@ -126,7 +121,7 @@ def _screening(found: Findings) -> dict[str, object] | None:
     results = found.screened[found.last]
     return {
         "by": found.study.screen_by,
-        "passed": [result.arm.name for result in found.passed],
+        "passed": list(found.passed),
         "dropped": [result.arm.name for result in found.dropped],
         "arms": [_arm(found, result, results) for result in results],
     }

@@ -172,21 +172,22 @@ def _effect_table(effects: Sequence[Effect]) -> str:
 
 
 def _screening_section(found: Findings) -> str:
-    results = found.screened[found.last]
-    passed, dropped = ([result.arm.name for result in several] for several in (found.passed, found.dropped))
-    return "\n".join(
-        [
-            "## Screening and confirmation\n",
-            f"Screened on {found.study.seeds} seeds, by the mean change in {LABELS[found.study.screen_by]}. Passed: "
-            f"{', '.join(passed) or 'none'}. Dropped: {', '.join(dropped) or 'none'}. The tables above are of "
-            f"{found.study.confirm_seeds} fresh seeds alone, so that choosing the best ones here flatters none. "
-            "Confirmed is what is better there with Holm's p below .05.\n",
-            _verdicts(found),
-            "The screening itself:\n",
-            _loss_table(results),
-            _change_table(results),
-        ]
+    results, seeds = found.screened[found.last], found.study.seeds
+    dropped = ", ".join(result.arm.name for result in found.dropped) or "none"
+    fresh = (
+        f"The tables above are of {found.study.confirm_seeds} fresh seeds alone, so that choosing the best ones here "
+        "flatters none. Confirmed is what is better there with Holm's p below .05."
+        if found.passed
+        else "With nothing to confirm, the tables above are the screening's."
     )
+    lines = [
+        "## Screening and confirmation\n",
+        f"Screened on {seeds} seed{'s' if seeds > 1 else ''}, by the mean change in {LABELS[found.study.screen_by]}. "
+        f"Passed: {', '.join(found.passed) or 'none'}. Dropped: {dropped}. {fresh}\n",
+    ]
+    if found.passed:
+        lines += [_verdicts(found), "The screening itself:\n", _loss_table(results), _change_table(results)]
+    return "\n".join(lines)
 
 
 def _verdicts(found: Findings) -> str:

@@ -1,5 +1,6 @@
 """From the files of finished runs to what a study found: nothing trains, and the same files give the same numbers."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,15 +128,16 @@ def load_runs(folder: Path, arm: Arm, seeds: Sequence[int], stage: str) -> tuple
     """The runs of an arm that ended well, and the reasons of those that did not."""
     runs, failed = {}, {}
     for seed in seeds:
-        out = folder / arm.name / f"seed-{seed}" / stage
-        facts = read_eval(out)
+        run_folder = folder / arm.name / f"seed-{seed}"
+        facts = read_eval(run_folder / stage)
         if facts.get("state") == "measured":
-            examples = read_examples(out / EXAMPLES)
+            examples = read_examples(run_folder / stage / EXAMPLES)
             run = RunResult(seed, facts, examples, {})
             values = {measure.name: measure.value for measure in measures_of([examples], *run.weights)}
             runs[seed] = replace(run, values=values)
-        elif facts:
-            failed[seed] = str(facts.get("reason", "not measured"))
+        else:  # a run that fails in pretraining has no later stage
+            reasons = [read_eval(run_folder / name).get("reason") for name in (stage, "pretrain")]
+            failed[seed] = str(next(filter(None, reasons), "not run"))
     return runs, failed
 
 
@@ -218,20 +220,18 @@ def _adjusted(results: Sequence[ArmResult]) -> list[ArmResult]:
 def mechanism_effects(results: Sequence[ArmResult], recipes: "Mapping[str, Recipe]") -> list[Effect]:
     """Main effects and interactions of the mechanisms, where the arms hold all eight combinations of them.
 
-    Only arms count that differ from the first of the eight in the mechanisms alone; controls do not.
+    Only eight that differ in the mechanisms alone count; controls stand beside them.
     """
-    cells: dict[tuple[bool, ...], ArmResult] = {}
-    rest: dict[str, object] | None = None
+    grids: dict[str, dict[tuple[bool, ...], ArmResult]] = {}
     for result in results:
         recipe = recipes[result.arm.name]
         levels = tuple(getattr(recipe.model, knob) == on for knob, on, _ in MECHANISMS.values())
-        others = recipe.model_dump()
+        rest = recipe.model_dump()
         for knob in ("variant", *(knob for knob, _, _ in MECHANISMS.values())):
-            del others["model"][knob]
-        rest = rest or others
-        if others == rest and levels not in cells:
-            cells[levels] = result
-    if len(cells) < 2 ** len(MECHANISMS):
+            del rest["model"][knob]
+        grids.setdefault(json.dumps(rest, sort_keys=True), {}).setdefault(levels, result)
+    cells = next((grid for grid in grids.values() if len(grid) == 2 ** len(MECHANISMS)), None)
+    if cells is None:
         return []
     seeds = [seed for seed in next(iter(cells.values())).runs if all(seed in cell.runs for cell in cells.values())]
     found = []

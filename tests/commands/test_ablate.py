@@ -48,7 +48,7 @@ batch_size = 8
 steps = 6
 warmup_steps = 2
 eval_every = 3
-save_every = 4
+save_every = 0
 
 [eval]
 batch_size = 8
@@ -220,16 +220,54 @@ def test_other_settings_are_refused_in_the_same_folder(study: Path, whole: Path)
     assert "training.weight_decay" in err
 
 
-def test_a_run_that_diverges_is_reported_and_the_others_stand(study: Path, tmp_path: Path) -> None:
-    path = tmp_path / "wild.toml"
-    wild = '[[arm]]\nname = "wild"\nset = ["training.learning_rate=1e30", "training.clip=0"]\n'
-    path.write_text(TOY.replace("seeds = 2", "seeds = 1").replace("sweep =", "# ") + wild)
-    code, _, err = ablate(path, tmp_path / "grid", "--variants", "grr-coca,wild")
+SCREENED = """
+[[arm]]
+name = "still"
+set = ["training.learning_rate=1e-9"]
+
+[[arm]]
+name = "quick"
+set = ["training.learning_rate=3e-3"]
+
+[[arm]]
+name = "wide"
+set = ["training.learning_rate=3e-3", "model.geglu=wide"]
+
+[[arm]]
+name = "wild"
+set = ["training.learning_rate=1e30", "training.clip=0"]
+
+[finetune]
+recipe = "demo_finetune"
+set = [
+  "data.phantoms=40", "data.validation_fraction=0.2", "training.steps=1", "training.batch_size=8",
+  "training.eval_every=1", "eval.limit=8",
+]
+"""
+
+
+def test_screening_confirms_on_fresh_seeds_and_keeps_what_failed(tmp_path: Path) -> None:
+    path, out = tmp_path / "screened.toml", tmp_path / "grid"
+    common = TOY.replace("seeds = 2", 'seeds = 1\nconfirm_seeds = 1\ncombined = "plus"').replace("sweep =", "# ")
+    common = common.replace("variants =", "# ").replace("baseline-coca", "still").replace("steps = 6", "steps = 2")
+    path.write_text(common + SCREENED)
+    code, _, err = ablate(path, out)
     assert code == 0, err
-    good, bad = json.loads((tmp_path / "grid" / "report.json").read_text())["arms"]
-    assert good["metrics"]["coca_loss"]["interval"] is None  # one seed
-    assert bad["metrics"] == {}
-    assert "nothing was updated" in bad["failed"][0]["reason"]
+    found = json.loads((out / "report.json").read_text())
+    arms = {arm["variant"]: arm for arm in found["arms"]}
+    assert found["screening"]["passed"] == ["quick", "wide"]
+    assert found["screening"]["dropped"] == ["wild"]
+    assert "nothing was updated" in arms["wild"]["failed"][0]["reason"]
+    assert arms["wild"]["metrics"] == {}
+    assert {name: [seed["seed"] for seed in arm["seeds"]] for name, arm in arms.items()} == {
+        **{name: [1] for name in ("still", "quick", "wide", "plus")},  # seed 0 was the screening's
+        "wild": [],
+    }
+    assert arms["plus"]["settings"] == ["training.learning_rate=3e-3", "model.geglu=wide"]
+    assert found["stage"] == "finetune"
+    assert found["earlier_stages"]["pretrain"]["arms"][0]["metrics"].keys() == arms["still"]["metrics"].keys()
+    assert {arm["evaluation"]["batch"] for arm in found["arms"] if arm["evaluation"]} == {8}
+    assert "| wild |" in (out / "report.md").read_text()
 
 
 def test_a_dry_run_says_what_would_be_run(study: Path, tmp_path: Path) -> None:
