@@ -76,7 +76,7 @@ class Study(Section):
         screen_by: The loss that the screening goes by.
         combined: Name of a further arm in the confirmation: the settings of all that passed, together.
         scaling: Fit loss against parameters and training samples over all arms.
-        split: Of the data that the runs are judged on; where empty, ``test`` if there is one, else the validation's.
+        split: Of the data that the runs are judged on; where empty, ``test`` if there is one, else what training validates on.
         test: Phantoms that runs are judged on.
         finetune: A second stage.
     """

@@ -1,5 +1,6 @@
 """Every shipped study stands: it parses, its arms build, and those that claim equal parameters have them."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,12 @@ def test_wrong_names_get_the_nearest_right_one() -> None:
 
 def test_named_arms_have_their_own_names() -> None:
     assert all(name == arm.name for name, arm in named_arms().items())
+
+
+def test_the_page_on_studies_shows_one_that_stands_and_names_all_arms(tmp_path: Path) -> None:
+    page = (recipe_folder() / "studies" / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "own.toml").write_text(shown)
+    study = read_study(str(tmp_path / "own.toml"))
+    assert set(check_arms(arms_of(study), tables_of(study))) == {"baseline-coca", "grr-coca", "deeper"}
+    assert [name for name in named_arms() if f"`{name}`" not in page] == []

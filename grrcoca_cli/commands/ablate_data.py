@@ -1,5 +1,6 @@
 """What all runs of a study share: phantoms drawn once, one tokenizer, one split that every run is judged on."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,6 +10,7 @@ from grrcoca_cli.commands.datasets import OpenedData, open_data, open_split
 from grrcoca_cli.commands.train import TOKENIZER_CAPTIONS
 from grrcoca_cli.config import DataConfig, build_recipe
 from grrcoca_cli.console import say
+from grrcoca_cli.data.base import CaptionDataset
 from grrcoca_cli.data.tokenizer import CaptionTokenizer
 from grrcoca_cli.errors import NoSuchSplit, UsageError
 from grrcoca_cli.files import explain_os_errors, write_atomically
@@ -22,6 +24,10 @@ REPORTS = 1_000_000
 """Number of the first phantom of a fine-tuning set: far behind those of any pretraining set."""
 
 
+VALIDATION = "validation"
+"""In place of a split's name: what training validates on, a split of the set or a share cut off by hash."""
+
+
 @dataclass(frozen=True)
 class Judged:
     """The samples that runs are judged on."""
@@ -33,6 +39,11 @@ class Judged:
     def config(self, data: DataConfig) -> DataConfig:
         """How to read them, as ``data`` says."""
         return data.model_copy(update={"dataset": self.dataset, "path": self.path})
+
+    def open(self, data: DataConfig) -> CaptionDataset:
+        """The samples themselves."""
+        config = self.config(data)
+        return open_data(config, Path()).validation if self.split == VALIDATION else open_split(config, self.split)
 
     def as_json(self) -> dict[str, str]:
         """For a file."""
@@ -62,10 +73,7 @@ class SharedData:
         config = DataConfig.model_validate(data)
         if config.dataset == "phantoms" and not config.path:
             first = self.test if style == "plain" else REPORTS + self.test
-            data |= {
-                "dataset": "shards",
-                "path": str(self._draw(f"{style}-{config.phantoms}", config.phantoms, first, style)),
-            }
+            data |= {"dataset": "shards", "path": str(self._draw(first, config.phantoms, style))}
         elif not config.path:
             raise UsageError(f"the {config.dataset} data set needs --data PATH")
         return {**tables, "data": data}
@@ -74,22 +82,13 @@ class SharedData:
         """What a run of ``tables``, ``placed`` as it was, is judged on: phantoms of their own, or a split.
 
         Raises:
-            UsageError: The set has no such split.
+            UsageError: The set has no such split, or fewer than two samples in it.
         """
         config = DataConfig.model_validate(placed["data"])
         if tables["data"].get("dataset") == "phantoms" and not tables["data"].get("path"):
             first = 0 if style == "plain" else REPORTS
-            return Judged("shards", str(self._draw(f"{style}-test-{self.test}", self.test, first, style)), "all")
-        for name in [split] if split else ["test", config.validation_split]:
-            try:
-                if len(open_split(config, name)) >= 2:
-                    return Judged(config.dataset, config.path, name)
-            except NoSuchSplit:
-                continue
-            except UsageError:
-                if split or config.dataset != "shards":
-                    raise
-        raise UsageError(f"{config.path} has no split to judge on: name one in the study, as in split = 'valid'")
+            return Judged("shards", str(self._draw(first, self.test, style)), "all")
+        return Judged(config.dataset, config.path, _split_of(config, split))
 
     def tokenizer(self, placed: Sequence[Tables]) -> str:
         """One tokenizer for all runs: the recipe's, or one trained on the largest training set."""
@@ -113,8 +112,8 @@ class SharedData:
     def _open(self, data: DataConfig) -> OpenedData:
         return open_data(data, self.out / "data")
 
-    def _draw(self, name: str, count: int, first: int, style: Style) -> Path:
-        folder = self.out / "data" / name
+    def _draw(self, first: int, count: int, style: Style) -> Path:
+        folder = self.out / "data" / f"{style}-{first}-{first + count}"
         done = folder / ".complete"
         if not done.exists():
             say(f"drawing {count} synthetic studies into {folder}")
@@ -122,6 +121,21 @@ class SharedData:
                 write_shards(folder, count=count, seed=SEED, style=style, first=first, pixels=PIXELS)
                 done.touch()
         return folder
+
+
+@functools.cache  # every run asks, and a large set takes its time to open
+def _split_of(config: DataConfig, split: str) -> str:
+    """``split``, or where it is empty ``test``, or where there is none `VALIDATION`."""
+    if not split:
+        try:
+            split = VALIDATION if config.dataset == "shards" else "test"
+            Judged(config.dataset, config.path, split).open(config)
+        except NoSuchSplit:
+            split = VALIDATION
+    count = len(Judged(config.dataset, config.path, split).open(config))
+    if count < 2:
+        raise UsageError(f"{config.path}, {split}: {count} samples are too few to judge on; give data with more")
+    return split
 
 
 def with_data(tables: Tables, path: str) -> Tables:

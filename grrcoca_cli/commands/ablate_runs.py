@@ -191,18 +191,16 @@ def _measure(folder: Path, recipe: Recipe, judged: Judged, device: str) -> dict[
     import numpy as np
 
     from grrcoca_cli.captioner import Captioner
-    from grrcoca_cli.commands.datasets import image_reader, open_split
+    from grrcoca_cli.commands.datasets import image_reader
     from grrcoca_cli.commands.modelside import run_model
     from grrcoca_cli.evaluation.examples import Examples
     from grrcoca_cli.evaluation.metrics import score
     from grrcoca_cli.evaluation.retrieval import retrieval
     from grrcoca_cli.training.costs import step_flops
 
-    data = judged.config(recipe.data)
     captioner = Captioner.load(folder, device)
-    captioner.read = image_reader(data, recipe.model.image_size)
-    dataset = open_split(data, judged.split)
-    found = run_model(captioner, dataset, recipe)
+    captioner.read = image_reader(judged.config(recipe.data), recipe.model.image_size)
+    found = run_model(captioner, judged.open(recipe.data), recipe)
     measured, keys = found.measurements, found.measurements.keys
     group = min(recipe.eval.batch_size, len(keys))
     pairs = np.full(len(keys), np.nan)

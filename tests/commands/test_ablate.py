@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,14 @@ from typer.testing import CliRunner
 
 from grrcoca_cli.cli import app
 from grrcoca_cli.commands import ablate_workers, modelside
+from grrcoca_cli.commands.ablate_data import SharedData
 from grrcoca_cli.commands.ablate_runs import Job, Stage, read_job
+from grrcoca_cli.commands.datasets import open_data
+from grrcoca_cli.config import DataConfig
+from grrcoca_cli.data.shards import open_shards
 from grrcoca_cli.errors import StoppedAndSaved
 from grrcoca_cli.training import loop
+from medical.phantoms import draw
 
 TOY = """
 title = "Toy"
@@ -354,3 +360,38 @@ def test_killed_for_real_in_two_processes(study: Path, whole: Path, tmp_path: Pa
     done = subprocess.run([sys.executable, "-m", "grrcoca_cli", *words], env=environment, check=False)
     assert done.returncode == 0
     same_report(whole, out)
+
+
+def test_a_set_is_judged_on_its_test_split_else_on_what_training_validates_on(
+    phantom_studies: Path, phantom_shards: Path, tmp_path: Path
+) -> None:
+    def judged(dataset: str, path: Path, **settings: object) -> tuple[str, list[str]]:
+        tables: Any = {"data": {"dataset": dataset, "path": str(path), **settings}}
+        found = SharedData(tmp_path, 20).judged(tables, tables, "")
+        opened = found.open(DataConfig.model_validate(tables["data"]))
+        return found.split, [opened.key(index) for index in range(len(opened))]
+
+    split, keys = judged("folder", phantom_studies)
+    assert (split, len(keys)) == ("test", 6)
+    for path in (phantom_studies / "train").iterdir():
+        shutil.copy(path, tmp_path)
+        (tmp_path / f"{path.stem}.txt").write_text("a caption")
+    for dataset, path, whole in (("shards", phantom_shards, "train"), ("folder", tmp_path, "all")):
+        settings: Any = {"validation_fraction": 0.3, "split": whole}
+        opened = open_data(DataConfig(dataset=dataset, path=str(path), **settings), tmp_path)  # type: ignore[arg-type]
+        split, keys = judged(dataset, path, **settings)
+        assert split == "validation"
+        assert keys == [opened.validation.key(index) for index in range(len(opened.validation))]
+        assert not set(keys) & {opened.train.key(index) for index in range(len(opened.train))}
+
+
+def test_phantoms_that_judge_are_in_no_training_set(tmp_path: Path) -> None:
+    shared = SharedData(tmp_path, 4)
+    small, large = (shared.place({"data": {"dataset": "phantoms", "phantoms": count}}) for count in (3, 5))
+    held_out = shared.judged({"data": {"dataset": "phantoms"}}, small, "").path
+    captions = [
+        [opened.peek(index).captions[0] for index in range(len(opened))]
+        for opened in map(open_shards, (held_out, str(small["data"]["path"]), str(large["data"]["path"])))
+    ]
+    drawn = [draw(0, index, pixels=64).phantom.caption("plain") for index in range(9)]
+    assert captions == [drawn[:4], drawn[4:7], drawn[4:9]]
