@@ -9,6 +9,8 @@ from grrcoca_cli.commands.ablate_markdown import number, table
 from grrcoca_cli.commands.ablate_results import CURVES, ArmResult, equal_budget
 from grrcoca_cli.commands.results import LABELS
 
+Choice = Mapping[str, float | str]
+
 
 def fairness_section(found: Findings) -> str:
     """Parameters, arithmetic, tuning, data order, evaluation batch and early stopping of each arm."""
@@ -82,15 +84,27 @@ def sweep_section(found: Findings) -> str:
             arm,
             ", ".join(f"{name} = {value}" for name, value in choice.items()),
             number(loss) if math.isfinite(loss) else "diverged",
-            "chosen" if choice == found.choices[arm] else "",
+            _verdict(choice, several) if choice == found.choices[arm] else "",
         ]
         for arm, several in found.sweep.items()
         for choice, loss in several
     ]
     count = found.study.sweep_seeds
     seeds = "a seed" if count == 1 else f"{count} seeds"
-    how = f"On {seeds} of its own, by the validation loss at the last step, before the runs.\n"
+    how = (
+        f"On {seeds} of its own, by the validation loss at the last step, before the runs. A choice at the end of what "
+        "was tried says that the best value may lie beyond.\n"
+    )
     return "\n".join(["## Sweep\n", how, table(["arm", "setting", "validation loss", ""], rows)])
+
+
+def _verdict(chosen: Choice, several: Sequence[tuple[Choice, float]]) -> str:
+    for name, value in chosen.items():
+        values = [choice[name] for choice, _ in several]
+        numbers = [each for each in values if isinstance(each, int | float)]
+        if len(set(numbers)) > 2 and value in (min(numbers), max(numbers)):
+            return "chosen, at the end"
+    return "chosen"
 
 
 def equal_flops_section(results: Sequence[ArmResult]) -> str:

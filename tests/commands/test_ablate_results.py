@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from grrcoca_cli.commands.ablate_fairness import sweep_section
+from grrcoca_cli.commands.ablate_findings import Findings
 from grrcoca_cli.commands.ablate_results import ArmResult, Metric, RunResult, equal_budget, mechanism_effects
-from grrcoca_cli.studies import MECHANISMS, Arm, arms_of, check_arms, read_study, tables_of
+from grrcoca_cli.studies import MECHANISMS, Arm, Study, arms_of, check_arms, read_study, tables_of
 
 LOSSES = ("contrastive_loss", "ppl_token", "coca_loss")
 
@@ -61,3 +63,13 @@ def test_an_equal_budget_is_what_the_cheapest_arm_spends() -> None:
 
 def test_no_run_gives_no_budget() -> None:
     assert equal_budget([result(Arm(name="a"), 1, seeds=0)], "flops_per_step") == {}
+
+
+@pytest.mark.parametrize(("best", "said"), [(0, "chosen, at the end"), (1, "chosen"), (2, "chosen, at the end")])
+def test_a_choice_at_the_end_of_a_sweep_is_marked(best: int, said: str) -> None:
+    study = Study(title="t", variants=("grr-coca",))
+    tried = [({"training.learning_rate": rate}, float("inf")) for rate in (1e-4, 2e-4, 4e-4)]
+    found = Findings(study, {"pretrain": []}, {}, (), {"a": tried}, {"a": tried[best][0]}, {})
+    rows = [line for line in sweep_section(found).splitlines() if line.startswith("| a |")]
+    assert [row.rpartition(" | ")[2] for row in rows] == [f"{said} |" if place == best else " |" for place in range(3)]
+    assert "diverged" in rows[0]
