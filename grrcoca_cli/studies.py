@@ -65,7 +65,7 @@ class Study(Section):
         base: The recipe that the common settings stand over; where empty, the defaults.
         seeds: Runs an arm, with training seeds 0, 1 and so on.
         variants: Arms by name: those of `named_arms`.
-        arm: Further arms.
+        arm: Further arms; one that is named as a variant takes its place, with its settings where it has none.
         baseline: The arm that the others are compared with.
         sweep: Settings with the values that are tried for every arm alike before the runs, on other seeds; the
             values with the lowest validation loss (``training.monitor``) are then the arm's.
@@ -76,7 +76,8 @@ class Study(Section):
         screen_by: The loss that the screening goes by.
         combined: Name of a further arm in the confirmation: the settings of all that passed, together.
         scaling: Fit loss against parameters and training samples over all arms.
-        split: Of the data that the runs are judged on; where empty, ``test`` if there is one, else what training validates on.
+        split: Of the data that the runs are judged on; where empty, ``test`` if there is one, else what training
+            validates on.
         test: Phantoms that runs are judged on.
         finetune: A second stage.
     """
@@ -175,8 +176,11 @@ def arms_of(study: Study, chosen: Sequence[str] = ()) -> list[Arm]:
     Raises:
         UsageError: There is no arm of that name, or one is named twice.
     """
-    known = named_arms() | {arm.name: arm for arm in study.arm}
-    names = list(chosen) or [*study.variants, *(arm.name for arm in study.arm)]
+    known = named_arms()
+    for arm in study.arm:
+        named = known.get(arm.name, arm)
+        known[arm.name] = arm if arm.set else arm.model_copy(update={"set": named.set})
+    names = list(chosen) or [*study.variants, *(arm.name for arm in study.arm if arm.name not in study.variants)]
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)

@@ -95,6 +95,13 @@ def test_a_sweep_is_the_same_for_all_arms_but_for_what_one_adds() -> None:
     assert len(found["own"]) == 4
 
 
+def test_a_named_arm_that_is_given_again_keeps_its_place_and_settings() -> None:
+    study = Study.model_validate(SMALL | {"arm": (Arm(name="baseline-coca", sweep={"training.clip": (1.0, 2.0)}),)})
+    first, second = arms_of(study)
+    assert (first.name, first.set) == ("baseline-coca", named_arms()["baseline-coca"].set)
+    assert (len(choices(first)), len(choices(second))) == (2, 1)
+
+
 def test_combined_arms_hold_the_settings_of_all() -> None:
     arms = [Arm(name=name, set=("model.rope=axial", f"model.{name}=true"), against="z") for name in ("x", "y")]
     found = combine("plus", arms)

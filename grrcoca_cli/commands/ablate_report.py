@@ -166,7 +166,8 @@ def _effect_table(effects: Sequence[Effect]) -> str:
     ]
     how = (
         "An effect is what switching a mechanism on does, averaged over the others being on or off; an interaction is "
-        "half of what one mechanism changes in the effect of another, below 0 where they help each other.\n"
+        "half of what one mechanism more changes in the effect, or the interaction, of the others: below 0 two help "
+        "each other beyond what each does alone. The p are not adjusted for their number.\n"
     )
     return how + "\n" + table(["loss", "mechanisms", "effect", "95 % over seeds", "p", "of the baseline"], rows)
 

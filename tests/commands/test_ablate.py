@@ -23,6 +23,7 @@ from grrcoca_cli.commands.datasets import open_data
 from grrcoca_cli.config import DataConfig
 from grrcoca_cli.data.shards import open_shards
 from grrcoca_cli.errors import StoppedAndSaved
+from grrcoca_cli.studies import study_names
 from grrcoca_cli.training import loop
 from medical.phantoms import draw
 
@@ -306,6 +307,12 @@ def test_wrong_words_get_one_line_and_code_2(
     assert result.exit_code == 2
     assert said in result.stderr
     assert result.stdout == ""
+
+
+def test_studies_are_listed() -> None:
+    listed = json.loads(CliRunner().invoke(app, ["ls", "studies", "--json"]).stdout)["studies"]
+    assert {row["name"] for row in listed} == set(study_names())
+    assert all(row["about"] for row in listed)
 
 
 def jobs(tmp_path: Path) -> list[Job]:
