@@ -78,6 +78,7 @@ class ModelConfig(Section):
             ``parallel``: both read the encoder; ``none``: the captioner reads the encoder itself.
         contrastive_loss: ``infonce``, or ``sigmoid`` (SigLIP: Zhai et al., 2023), which learns a bias as well.
             Evaluation reports InfoNCE for both, since the two are not comparable.
+        position_std: Standard deviation that learned positions start with.
         vocab_size: Wanted size of a trained tokenizer; a checkpoint holds the real one.
         context_length: Most text tokens a caption may have, begin and end token included.
         patch_dropout: Share of patches left out in training (Li et al., 2023), 0 to below 1.
@@ -110,6 +111,7 @@ class ModelConfig(Section):
     qk_norm: bool = False
     attention_bias: bool = True
     tied_embeddings: bool = False
+    position_std: float = Field(default=0.02, gt=0)
     vocab_size: int = Field(default=32_000, ge=259)
     context_length: int = Field(default=77, ge=4)
     patch_dropout: float = Field(default=0.0, ge=0, lt=1)

@@ -59,7 +59,7 @@ class CoCa(nn.Module):
         self.text_projection = nn.Linear(width, config.embed_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.empty(()))
         self.logit_bias = nn.Parameter(torch.empty(())) if config.contrastive_loss == "sigmoid" else None
-        init_weights(self)
+        init_weights(self, config)
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -8,20 +8,23 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from grrcoca_cli.config import ModelConfig
+
 INITIAL_TEMPERATURE = 0.07
 EMBEDDING_STD = 0.02
 SIGMOID_TEMPERATURE, SIGMOID_BIAS = 0.1, -10.0  # Zhai et al., 2023, section 3.2
 
 
 @torch.no_grad()
-def init_weights(model: nn.Module) -> None:
-    """Fill every parameter of a CoCa from torch's global generator.
+def init_weights(model: nn.Module, config: ModelConfig) -> None:
+    """Fill every parameter of a model from torch's global generator.
 
     Matrices are drawn from N(0, 1 / fan-in), so that narrow models learn as fast as wide ones, and those that end a
     residual branch are divided by sqrt(2 x depth of their tower) (Radford et al., 2019, section 2.3). Token
-    embeddings, the vocabulary head, learned positions and [CLS] come from N(0, 0.02^2); pooler queries from N(0, 1),
-    since they are normalised first; biases are 0, norms 1, the temperature 0.07; with the sigmoid loss it is 0.1, and
-    the bias of its logits -10, so that training begins near the answer "no pair".
+    embeddings, the vocabulary head and [CLS] come from N(0, 0.02^2), learned positions from a normal distribution of
+    the configured width, pooler queries from N(0, 1), since they are normalised first; biases are 0, norms 1, the
+    temperature 0.07; with the sigmoid loss it is 0.1, and the bias of its logits -10, so that training begins near the
+    answer "no pair".
     """
     names = [name for name, _ in model.named_parameters()]
     depth = {tower: _depth(names, tower) for tower in ("image_encoder", "text_decoder")}
@@ -33,7 +36,9 @@ def init_weights(model: nn.Module) -> None:
             parameter.fill_(SIGMOID_BIAS)
         elif leaf == "queries":
             parameter.normal_()
-        elif leaf in ("positions", "cls") or "token_embedding" in name or ".head." in name:
+        elif leaf == "positions":
+            parameter.normal_(std=config.position_std)
+        elif leaf == "cls" or "token_embedding" in name or ".head." in name:
             parameter.normal_(std=EMBEDDING_STD)
         elif leaf == "bias":
             parameter.zero_()

@@ -131,6 +131,7 @@ def test_the_log_in_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of the compiler's own making
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++)")
 def test_compiled_layers_train_alike(phantom_shards: Path, tmp_path: Path) -> None:
     assert pretrain(phantom_shards, tmp_path / "eager", "training.steps=2")[0] == 0
