@@ -22,6 +22,7 @@ MODEL = (
     *("model.size=tiny", "model.image_size=32", "model.image_layers=1", "model.unimodal_layers=1"),
     *("model.multimodal_layers=1", "model.vocab_size=300", "data.validation_fraction=0.2"),
 )
+ABLATION = (*TRAINING, *MODEL, "data.phantoms=24", "training.eval_every=0", "training.save_every=0")
 
 
 def commands() -> list[list[str]]:
@@ -63,11 +64,12 @@ def test_every_readme_command_runs(
     Path("cc12m.tsv").write_text("https://example.org/a.jpg\ta caption\n")
 
     ran = commands()
-    assert {words[0] for words in ran} == {"pretrain", "finetune", "caption", "eval", "prepare", "ls", "info", "doctor"}
+    known = {"pretrain", "finetune", "caption", "eval", "ablate", "prepare", "ls", "info", "doctor"}
+    assert {words[0] for words in ran} == known
     for words in ran:
-        settings = {"pretrain": (*TRAINING, *MODEL), "finetune": TRAINING}.get(words[0], ())
+        settings = {"pretrain": (*TRAINING, *MODEL), "finetune": TRAINING, "ablate": ABLATION}.get(words[0], ())
         flags = [part for setting in settings for part in ("--set", setting)]
-        device = ["--device", "cpu"] if words[0] in ("pretrain", "finetune", "caption", "eval") else []
+        device = ["--device", "cpu"] if words[0] in ("pretrain", "finetune", "caption", "eval", "ablate") else []
         result = CliRunner().invoke(app, [*words, *flags, *device])
         assert result.exit_code == 0, (words, result.output)
 
