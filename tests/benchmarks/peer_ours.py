@@ -12,8 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from grrcoca_cli.config import GenerationConfig, ModelConfig, TrainingConfig
 from grrcoca_cli.model.coca import CoCa
 from grrcoca_cli.model.generate import SpecialTokens, generate
-from grrcoca_cli.model.linear_cross_entropy import linear_cross_entropy
-from grrcoca_cli.model.losses import contrastive_loss
+from grrcoca_cli.model.losses import Pairs
 from grrcoca_cli.model.packed import can_pack, pack_for_decoding
 from grrcoca_cli.training.device import autocast
 from grrcoca_cli.training.optimizer import make_optimizers
@@ -59,14 +58,9 @@ def train(settings: dict[str, Any], device: torch.device) -> tuple[Work, Answer]
     def forward_backward() -> None:
         tokens = next(batches).to(device)
         with autocast(device, settings["precision"]):
-            memory, image_features = model.encode_image(images)
-            hidden, text_features = model.encode_text(tokens, 0)
-            targets = tokens[:, 1:]
-            real = targets != 0
-            decoded = model.text_decoder.decode(hidden[:, :-1], memory, real)
-            nll = linear_cross_entropy(decoded, model.text_decoder.head.weight, targets[real])
-        pairs = contrastive_loss(image_features, text_features, model.logit_scale)
-        (2 * nll / real.sum() + pairs).backward()
+            output = model(images, tokens, 0)
+        pairs = model.pair_loss(Pairs.alone(output.image_features, output.text_features))
+        (2 * output.nll / (tokens[:, 1:] != 0).sum() + pairs).backward()
         wait_for(device)
 
     def step() -> None:
