@@ -24,7 +24,8 @@ class Estimate:
         context_length: Most tokens of a caption.
         parameters: By part of the model; they add up to all.
         trained_parameters: Those that are not frozen.
-        flops_per_step: Of a step over all devices, forward and backward, were every caption of mean length.
+        flops_per_step: Of a step over all devices, forward and backward, were every caption of mean length; the first
+            pass of ``training.contrastive_batch = "global"`` under accumulation, a third of it more, is not counted.
         flops_per_step_padded: The same, were every caption as long as the context.
         micro_batch: Pairs in memory at once, on each device.
         memory: Bytes on each device, by what they hold, with captions padded to the context length; a floor, since
