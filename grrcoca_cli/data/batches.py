@@ -263,6 +263,8 @@ def _read_in_workers(
         while waiting:
             yield _wait(waiting.popleft(), should_stop)
     except BrokenProcessPool as error:
+        if should_stop():  # what was sent to the whole group met a process that was only starting
+            raise ReadingStopped from error
         raise OutOfResources(
             "a reading process was killed, most likely for want of memory: lower data.workers or training.batch_size"
         ) from error
