@@ -37,6 +37,23 @@ def set_flags(*settings: str) -> list[str]:
     return [part for setting in settings for part in ("--set", setting)]
 
 
+class StopAfter:
+    """In place of a signal: asks for a stop at the nth time it is asked."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __enter__(self) -> "StopAfter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __call__(self) -> bool:
+        self.count -= 1
+        return self.count < 0
+
+
 @pytest.fixture(scope="session")
 def phantom_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two shards with 24 synthetic pairs each."""

@@ -88,7 +88,7 @@ def _copy_rows(urls: Path, target: Path | None) -> tuple[int, int]:
     if target is not None:
         with explain_os_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-    with open_atomically(target) if target is not None else open(os.devnull, "wb") as file:  # noqa: PTH123
+    with open_atomically(target) if target is not None else Path(os.devnull).open("wb") as file:
         file.write(b"url\tcaption\n")
         for row in _rows(urls):
             good, bad = good + bool(row), bad + (not row)

@@ -40,7 +40,7 @@ def look_up(patterns: Sequence[str], store: WindowCache | None) -> dict[str, Kno
         for folder in {*map(parent_of, found), *_folder_of(name)} - folders:
             folders.add(folder)
             known |= _beside(folder, store)
-        by_path = {place if is_remote(place) else os.path.abspath(place): place for place in found}  # noqa: PTH100
+        by_path = {place if is_remote(place) else os.path.abspath(place): place for place in found}  # noqa: PTH100  text: an address is no Path
         gone = [path for path in _named_by(name, known) if path not in by_path]
         for path in sorted([*by_path, *gone]) if gone else by_path:
             place = by_path.get(path, path)

@@ -148,15 +148,23 @@ def train(run: Run, resume: str = "auto") -> Path:
 
 
 def seconds_a_step(run: Run, steps: int = 3) -> float:
-    """Median seconds of a few real training steps on real data, the first one left out; the model is used up."""
-    live = _prepare(run)
-    _try_a_batch(run, live)
-    batches = _training_batches(run, 0, lambda: False)
-    times = []
-    for step in range(min(steps + 1, run.recipe.training.steps)):
-        began = time.monotonic()
-        _take_step(run, live, [next(batches) for _ in range(run.recipe.training.accumulation)], step)
-        times.append(time.monotonic() - began)
+    """Median seconds of a few real training steps on real data, the first one left out; the model is used up.
+
+    Raises:
+        OutOfResources: Memory does not suffice.
+        TooManyBadSamples: No sample of a batch can be read.
+    """
+    config, times = run.recipe.training, []
+    with explain_out_of_memory(_size_of(run)):
+        live = _prepare(run)
+        _try_a_batch(run, live)
+        batches = _training_batches(run, 0, lambda: False)
+        for step in range(min(steps + 1, config.steps)):
+            began = time.monotonic()
+            micros = [next(batches) for _ in range(config.accumulation)]
+            _count_bad(run, live.bad, micros, seen=(step + 1) * config.batch_size)
+            _take_step(run, live, micros, step)
+            times.append(time.monotonic() - began)
     return statistics.median(times[1:] or times)
 
 

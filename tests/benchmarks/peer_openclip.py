@@ -8,8 +8,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.loss import CoCaLoss
-from peer_protocol import Answer, Work, serve
-from torch.utils.flop_counter import FlopCounterMode
+from peer_protocol import Answer, Work, facts, serve
 
 TOKENS = 76
 VOCABULARY = 49_408
@@ -119,18 +118,6 @@ def caption_lengths(settings: dict[str, Any], device: torch.device) -> tuple[Wor
     random.Random(0).shuffle(captions)
     rows = tokenizer(captions[: settings["count"]], context_length=TOKENS)
     return (lambda: None), {"lengths": (rows != 0).sum(dim=1).tolist()}
-
-
-def facts(
-    model: torch.nn.Module, forward_backward: Work | None = None, settings: dict[str, Any] | None = None
-) -> Answer:
-    """Parameters and, where asked for, floating-point operations of a training step's products."""
-    found: Answer = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
-    if forward_backward is not None and settings and settings.get("count_flops"):
-        with FlopCounterMode(display=False) as counter:
-            forward_backward()
-        found["flops"] = counter.get_total_flops()
-    return found
 
 
 if __name__ == "__main__":

@@ -5,9 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from peer_protocol import Answer, Work, serve
+from peer_protocol import Answer, Work, facts, serve
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from grrcoca_cli.config import GenerationConfig, ModelConfig, TrainingConfig
 from grrcoca_cli.model.coca import CoCa
@@ -96,18 +95,6 @@ def wait_for(device: torch.device) -> None:
     """Return once ``device`` has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def facts(
-    model: torch.nn.Module, forward_backward: Work | None = None, settings: dict[str, Any] | None = None
-) -> Answer:
-    """Parameters and, where asked for, floating-point operations of a training step's products."""
-    found: Answer = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
-    if forward_backward is not None and settings and settings.get("count_flops"):
-        with FlopCounterMode(display=False) as counter:
-            forward_backward()
-        found["flops"] = counter.get_total_flops()
-    return found
 
 
 if __name__ == "__main__":

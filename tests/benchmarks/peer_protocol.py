@@ -2,7 +2,7 @@
 
 A worker is started with one JSON object on its command line. It answers ``{"parameters": ..., "flops": ...}`` once it
 is ready, then one ``{"seconds": ..., "cpu_seconds": ..., "peak_gb": ...}`` for every line it reads. Standard library
-alone, so that either environment can load it; the peer's does not hold this project.
+and torch alone, so that either environment can load it; the peer's does not hold this project.
 """
 
 import json
@@ -16,6 +16,18 @@ from typing import Any
 
 Answer = dict[str, Any]
 Work = Callable[[], object]
+
+
+def facts(model: Any, forward_backward: Work | None = None, settings: dict[str, Any] | None = None) -> Answer:
+    """Parameters and, where asked for, floating-point operations of a training step's products."""
+    from torch.utils.flop_counter import FlopCounterMode  # torch is there in a worker alone
+
+    found: Answer = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+    if forward_backward is not None and settings and settings.get("count_flops"):
+        with FlopCounterMode(display=False) as counter:
+            forward_backward()
+        found["flops"] = counter.get_total_flops()
+    return found
 
 
 def serve(prepare: Callable[[dict[str, Any]], tuple[Work, Answer]]) -> None:

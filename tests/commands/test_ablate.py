@@ -26,6 +26,7 @@ from grrcoca_cli.errors import StoppedAndSaved
 from grrcoca_cli.studies import study_names
 from grrcoca_cli.training import loop
 from medical.phantoms import draw
+from tests.conftest import StopAfter
 
 TOY = """
 title = "Toy"
@@ -175,23 +176,6 @@ def test_a_finished_grid_is_only_reported_again(study: Path, whole: Path, monkey
     assert code == 0
     assert json.loads(out) == json.loads(before[1])
     assert ((whole / "report.md").read_bytes(), (whole / "report.json").read_bytes()) == before
-
-
-class StopAfter:
-    """In place of a signal: asks for a stop at the nth time it is asked."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __enter__(self) -> "StopAfter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def __call__(self) -> bool:
-        self.count -= 1
-        return self.count < 0
 
 
 def test_no_interruption_changes_the_report(

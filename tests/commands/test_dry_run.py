@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from grrcoca_cli.commands.datasets import open_data
 from grrcoca_cli.commands.train import Options, finetune
 from grrcoca_cli.config import DataConfig
+from grrcoca_cli.errors import OutOfResources
 from grrcoca_cli.training.checkpoint import count_parameters, find_checkpoint, load_checkpoint
+from grrcoca_cli.training.step import GradientStep
 
 
 def test_a_dry_run_says_what_a_run_would_take(
@@ -38,3 +41,18 @@ def test_a_dry_run_says_what_a_run_would_take(
     lengths = [loaded.tokenizer.count(caption) for i in range(len(train)) for caption in train.peek(i).captions]
     kept = [min(length, loaded.config.model.context_length) for length in lengths]
     assert found["mean_tokens"] == pytest.approx(sum(kept) / len(kept))
+
+
+def test_a_dry_run_finds_that_memory_does_not_suffice(
+    tiny_run: Path, phantom_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hungry(*_: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate")
+
+    monkeypatch.setattr(GradientStep, "backward", hungry)
+    settings = ("training.batch_size=8",)
+    options = Options(
+        tmp_path / "x", "demo_finetune", settings, str(phantom_shards), "cpu", dry_run=True, dataset="shards"
+    )
+    with pytest.raises(OutOfResources, match="8 pictures of 32 px"):
+        finetune(options, tiny_run)

@@ -21,6 +21,7 @@ from grrcoca_cli.model import coca
 from grrcoca_cli.training import loop
 from grrcoca_cli.training.optimizer import learning_rate, make_optimizers
 from grrcoca_cli.training.step import GradientStep
+from tests.conftest import StopAfter
 
 TINY = (
     *("model.image_size=32", "model.image_layers=1", "model.unimodal_layers=1", "model.multimodal_layers=1"),
@@ -77,23 +78,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory, phantom_shards: Path) -> Pat
     torch.set_num_threads(threads)
     assert code == 0, err
     return out
-
-
-class StopAfter:
-    """In place of a signal: asks for a stop at the nth time it is asked."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __enter__(self) -> "StopAfter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def __call__(self) -> bool:
-        self.count -= 1
-        return self.count < 0
 
 
 def test_a_run_folder_holds_what_it_should(whole: Path) -> None:
