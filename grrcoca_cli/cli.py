@@ -388,4 +388,6 @@ def prepare_shards(
 
 def main() -> None:
     """Entry point of the ``grrcoca`` command."""
+    # Looking for pydantic's plugins opens the metadata of every installed package, a twentieth of a short command.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     app()
