@@ -71,6 +71,8 @@ class ModelConfig(Section):
     Attributes:
         variant: ``grr-coca``, ``baseline-coca`` (the paper's Baseline) or ``coca`` (Yu et al., 2022).
         size: ``tiny``, ``small``, ``base``, ``base-12`` or ``large``.
+        image_positions: ``rope``, ``learned``, or ``both``: RoPE alone says where a patch lies in the picture only by
+            how far the edges are.
         geglu: ``matched`` keeps a GEGLU layer at the parameter count of the 4D MLP; ``wide`` keeps its hidden width.
         rope: ``raster`` rotates patches by their one-dimensional index, ``axial`` by row and column.
         qk_norm: Normalise queries and keys per head (Dehghani et al., 2023).
@@ -95,7 +97,7 @@ class ModelConfig(Section):
     image_heads: int = Field(ge=1)
     image_norm: NormKind
     image_mlp: MLPKind
-    image_positions: PositionKind
+    image_positions: PositionKind | Literal["both"]
     text_width: int = Field(ge=8)
     unimodal_layers: int = Field(ge=1)
     multimodal_layers: int = Field(ge=1)

@@ -27,7 +27,7 @@ class ImageBlock(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Pictures to image tokens, in raster order; RoPE or learned positions, never both."""
+    """Pictures to image tokens, in raster order."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -35,13 +35,13 @@ class VisionTransformer(nn.Module):
         self.side = config.image_size // config.patch_size
         self.patch_embedding = nn.Linear(3 * config.patch_size**2, config.image_width)
         self.positions = (
-            nn.Parameter(torch.empty(self.side**2, config.image_width)) if config.image_positions == "learned" else None
+            nn.Parameter(torch.empty(self.side**2, config.image_width)) if config.image_positions != "rope" else None
         )
         self.blocks = nn.ModuleList(ImageBlock(config) for _ in range(config.image_layers))
         self.norm = make_norm(config.image_norm, config.image_width)
 
     def _rope(self, device: torch.device) -> Rope | None:
-        if self.positions is not None:
+        if self.config.image_positions == "learned":
             return None
         head_width = self.config.image_width // self.config.image_heads
         if self.config.rope == "raster":

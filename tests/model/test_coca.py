@@ -18,7 +18,7 @@ ARMS = [
     {"variant": "grr-coca", "image_norm": "layernorm"},
     {"variant": "grr-coca", "image_mlp": "gelu", "geglu": "wide"},
     {"variant": "grr-coca", "image_positions": "learned", "text_positions": "learned"},
-    {"variant": "grr-coca", "rope": "axial", "qk_norm": True},
+    {"variant": "grr-coca", "rope": "axial", "qk_norm": True, "image_positions": "both"},
     {"variant": "grr-coca", "generative_pooler": "parallel", "tied_embeddings": True},
     {"variant": "grr-coca", "generative_pooler": "none", "attention_bias": False},
     {"variant": "coca", "text_mlp": "geglu", "text_norm": "rmsnorm", "gradient_checkpointing": True},
@@ -155,10 +155,19 @@ def test_targets_are_the_tokens_after_the_first() -> None:
 def test_positions_matter_to_the_image_encoder() -> None:
     images, _ = batch()
     shifted = images.roll(8, dims=-1)  # the same patches in another order
-    for settings in ({}, {"rope": "axial"}, {"image_positions": "learned"}):
+    for settings in ({}, {"rope": "axial"}, {"image_positions": "learned"}, {"image_positions": "both"}):
         model = build(settings)
         mean = [model.image_encoder(x).mean(dim=1) for x in (images, shifted)]
         assert not torch.allclose(*mean, atol=1e-4), settings
+
+
+def test_both_kinds_of_positions_act_at_once() -> None:
+    images, _ = batch()
+    rope, both = build({}).image_encoder, build({"image_positions": "both"}).image_encoder
+    rope.load_state_dict({name: value for name, value in both.state_dict().items() if name != "positions"})
+    assert not torch.allclose(both(images), rope(images), atol=1e-4)
+    both.positions.data.zero_()
+    torch.testing.assert_close(both(images), rope(images))
 
 
 def test_patch_dropout_keeps_the_angles_of_kept_patches() -> None:
