@@ -15,11 +15,14 @@ from grrcoca_cli.files import explain_os_errors
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-UNITS = {"ppl_token": "perplexity"}
+AS_LOGARITHM = ("ppl_token",)
+"""Near 1 a perplexity hides what its logarithm, nats a token, shows."""
+UNITS = {"ppl_token": "its logarithm, nats a token"}
 
 
 def draw_curves(path: Path, results: Sequence[ArmResult]) -> None:
     """Validation losses over steps: the mean over seeds as a line, the smallest to the largest as a band."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     def panel(axes: "Axes", metric: str) -> None:
         for place, result in enumerate(results):
@@ -28,10 +31,16 @@ def draw_curves(path: Path, results: Sequence[ArmResult]) -> None:
             if length < 2:
                 continue
             steps, losses = curves[0][0][1:length], np.array([values[1:length] for _, values in curves])
+            losses = np.log(losses) if metric in AS_LOGARITHM else losses
             colour = f"C{place % 10}"  # the loss before the first step would flatten all that follows
             axes.plot(steps, losses.mean(axis=0), ".-" if length < 12 else "-", color=colour, label=result.arm.name)
             axes.fill_between(steps, losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.15, lw=0)
-        axes.set(xlabel="step", ylabel=UNITS.get(metric, "nats"))
+        axes.set(xlabel="step", ylabel=UNITS.get(metric, "nats"), yscale="log")
+        axes.yaxis.set(
+            major_locator=LogLocator(subs=(1, 2, 3, 5)),
+            major_formatter=StrMethodFormatter("{x:g}"),
+            minor_locator=NullLocator(),
+        )
 
     _figure(path, CURVES, panel, height=4.2)
 
