@@ -54,7 +54,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, devices: Sequence[str]) -> None:
 
 
 def _stopped() -> StoppedAndSaved:
-    return StoppedAndSaved("stopped between two runs, everything is saved: run the same command to go on")
+    return StoppedAndSaved("stopped, everything is saved: run the same command to go on")
 
 
 @dataclass(frozen=True)
