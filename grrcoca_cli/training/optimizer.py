@@ -8,6 +8,7 @@ from torch import nn
 
 from grrcoca_cli.config import TrainingConfig
 from grrcoca_cli.model.coca import CoCa
+from grrcoca_cli.training.muon import Float32Muon
 
 UNDECAYED = ("token_embedding", "positions", "cls", "queries", "logit_scale")
 NOT_HIDDEN = ("patch_embedding", "head", "image_projection", "text_projection")
@@ -59,9 +60,8 @@ def make_optimizers(model: nn.Module, config: TrainingConfig) -> list[torch.opti
     adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
     if not hidden:
         return [adamw]
-    muon = torch.optim.Muon(
-        hidden, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
+    make_muon = Float32Muon if hidden[0].device.type == "cpu" else torch.optim.Muon
+    muon = make_muon(hidden, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
     return [muon, adamw]
 
 
