@@ -7,8 +7,9 @@ from grrcoca_cli.evaluation.statistics import Interval
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, the first column to the left and the others to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    """A Markdown table; columns that hold numbers stand to the right."""
+    holds_numbers = [any(row[place][:1] in tuple("+-<0123456789") for row in rows) for place in range(len(head))]
+    lines = [head, ["---:" if numbers else "---" for numbers in holds_numbers], *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
