@@ -8,7 +8,7 @@ from grrcoca_cli.evaluation.statistics import Interval
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; columns that hold numbers stand to the right."""
-    holds_numbers = [any(row[place][:1] in tuple("+-<0123456789") for row in rows) for place in range(len(head))]
+    holds_numbers = [any(row[place][:1] in tuple("+-<[0123456789") for row in rows) for place in range(len(head))]
     lines = [head, ["---:" if numbers else "---" for numbers in holds_numbers], *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
