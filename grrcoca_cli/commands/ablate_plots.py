@@ -58,8 +58,7 @@ def draw_changes(path: Path, results: Sequence[ArmResult]) -> None:
                 axes.plot([change.percent], [place], "o", color="tab:blue")
         axes.axvline(0, color="0.5", lw=0.8)
         axes.set_yticks(range(len(shown)), [result.arm.name for result in shown])
-        axes.set(xlabel="change, %, below 0 is better")
-        axes.invert_yaxis()
+        axes.set(xlabel="change, %, below 0 is better", ylim=(len(shown) - 0.5, -0.5))
 
     _figure(path, LOSSES, panel, height=1.4 + 0.35 * len(shown), legend=False)
 
@@ -78,8 +77,7 @@ def draw_effects(path: Path, effects: Sequence[Effect]) -> None:
             axes.plot([effect.percent], [place], "o", color="tab:blue")
         axes.axvline(0, color="0.5", lw=0.8)
         axes.set_yticks(range(len(names)), [" × ".join(factors) for factors in names])
-        axes.set(xlabel="% of the baseline, below 0 is better")
-        axes.invert_yaxis()
+        axes.set(xlabel="% of the baseline, below 0 is better", ylim=(len(names) - 0.5, -0.5))
 
     _figure(path, LOSSES, panel, height=1.4 + 0.3 * len(names), legend=False)
 
@@ -116,7 +114,10 @@ def _figure(
         panel(axes, metric)
         axes.set_title(LABELS[metric])
         axes.grid(alpha=0.3)
-    if legend and (handles := figure.axes[0].get_legend_handles_labels())[0]:
-        figure.legend(*handles, loc="outside lower center", ncols=4, fontsize="small")
+    # An arm that is not trained for one loss stands in the other panels alone.
+    named = (zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes)
+    handles = {label: handle for panel_of in named for handle, label in panel_of}
+    if legend and handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize="small")
     with explain_os_errors(path):
         figure.savefig(path, dpi=110, format="png", metadata={"Software": None})

@@ -17,7 +17,7 @@ class Float32Muon(torch.optim.Muon):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]  # torch's is overloaded
         """One update of every parameter with a gradient."""
         assert closure is None, "no caller has one"
         for group in self.param_groups:
