@@ -87,10 +87,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        # Scaled where they stand, as they may be a model's largest; torch sees that, so that a second pass raises.
         of_hidden, of_weight = ctx.saved_tensors
         return (
-            None if of_hidden is None else of_hidden * upstream.to(of_hidden.dtype),
-            None if of_weight is None else (of_weight * upstream).to(ctx.weight_dtype),
+            None if of_hidden is None else of_hidden.mul_(upstream),
+            None if of_weight is None else of_weight.mul_(upstream).to(ctx.weight_dtype),
             None,
             None,
         )

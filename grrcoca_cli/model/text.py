@@ -1,11 +1,10 @@
 """The text decoder: causal unimodal layers below, layers that also read the image above."""
 
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from grrcoca_cli.config import ModelConfig
 from grrcoca_cli.model.layers import (
@@ -18,6 +17,7 @@ from grrcoca_cli.model.layers import (
     raster_rope,
 )
 from grrcoca_cli.model.ragged import Ragged
+from grrcoca_cli.model.recompute import run_layers
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -118,10 +118,8 @@ class TextDecoder(nn.Module):
         head_width = self.config.text_width // self.config.text_heads
         return raster_rope(longest, head_width, self.cls.device).at(start, stop)
 
-    def _run(self, block: nn.Module, *inputs: Tensor | Rope | Ragged | None) -> Tensor:
-        if self.training and self.config.gradient_checkpointing:
-            return checkpoint(block, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
-        return block(*inputs)  # type: ignore[no-any-return]
+    def _run(self, blocks: nn.ModuleList, *inputs: Any) -> Tensor:
+        return run_layers(blocks, *inputs, recompute=self.training and self.config.gradient_checkpointing)
 
     def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
         """Token ids (B, L) at positions ``start`` onwards to vectors (B, L, D)."""
@@ -147,8 +145,7 @@ class TextDecoder(nn.Module):
         rope = self._rope(0, x.shape[1])
         ragged = Ragged(torch.arange(x.shape[1], device=x.device) <= lengths.unsqueeze(1))
         x = ragged.pack(x)
-        for block in self.unimodal:
-            x = self._run(block, x, rope, None, ragged)
+        x = self._run(self.unimodal, x, rope, None, ragged)
         return ragged.pad(x)[:, :-1], self.cls_norm(x[ragged.pack(is_cls)])
 
     def decode(self, hidden: Tensor, memory: Tensor, real: Tensor | None = None) -> Tensor:
@@ -165,8 +162,7 @@ class TextDecoder(nn.Module):
         rope = self._rope(0, hidden.shape[1])
         ragged = None if real is None else Ragged(real)
         x = hidden if ragged is None else ragged.pack(hidden)
-        for block in self.multimodal:
-            x = self._run(block, x, rope, memory, None, ragged)
+        x = self._run(self.multimodal, x, rope, memory, None, ragged)
         return self.norm(x if ragged is None else x[0])  # type: ignore[no-any-return]
 
     def image_keys_values(self, memory: Tensor) -> list[KeysValues]:

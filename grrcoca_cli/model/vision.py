@@ -3,10 +3,10 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from grrcoca_cli.config import ModelConfig
 from grrcoca_cli.model.layers import Rope, SelfAttention, axial_rope, make_feed_forward, make_norm, raster_rope
+from grrcoca_cli.model.recompute import run_layers
 
 
 class ImageBlock(nn.Module):
@@ -59,11 +59,7 @@ class VisionTransformer(nn.Module):
         rope = self._rope(x.device)
         if self.training and self.config.patch_dropout:
             x, rope = self._drop_patches(x, rope)
-        for block in self.blocks:
-            if self.training and self.config.gradient_checkpointing:
-                x = checkpoint(block, x, rope, use_reentrant=False)
-            else:
-                x = block(x, rope)
+        x = run_layers(self.blocks, x, rope, recompute=self.training and self.config.gradient_checkpointing)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def _drop_patches(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, Rope | None]:

@@ -1,6 +1,9 @@
 """Properties of the model core that hold in every variant."""
 
+import ctypes
 import math
+import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ import torch
 from grrcoca_cli.config import ModelConfig
 from grrcoca_cli.model.coca import CoCa
 from grrcoca_cli.model.losses import Pairs, contrastive_loss
+from grrcoca_cli.model.recompute import give_back_freed
 
 PAD, BOS, EOS = 0, 1, 2
 
@@ -202,3 +206,17 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
         (output.nll + output.image_features.sum()).backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library has no malloc_trim")
+def test_what_tensors_let_go_of_goes_back_to_the_system() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    blocks = [torch.ones(2**14) for _ in range(4000)]  # of 64 KB: small enough to stand in the heap
+    kept = blocks[::10]
+    del blocks
+    gaps = resident()
+    give_back_freed()
+    assert gaps - resident() > 150e6
+    assert all(block.eq(1).all() for block in kept)
