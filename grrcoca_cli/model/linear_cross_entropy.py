@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = 2**26  # of float32 logits: large enough that reading the weight again for each chunk is no cost
+CHUNK_BYTES = 2**27  # of logits: large enough that reading the weight again for each chunk is no cost
+BLOCK_BYTES = 2**22  # of float32 logits: small enough to stay in a CPU's cache
 
 
 class TokenStatistics(NamedTuple):
@@ -32,8 +33,8 @@ class TokenStatistics(NamedTuple):
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Summed cross-entropy, in nats, of ``targets`` (T,) under logits ``hidden @ weight.T``; a float32 scalar.
 
-    Products run in autocast's dtype where it is on, log-sum-exp and the weight's gradient always in float32. Gradients
-    are computed in the forward pass where they are needed and scaled in the backward pass.
+    Products run in autocast's dtype where it is on; log-sum-exp, and the sum of the weight's gradient over chunks, in
+    float32. Gradients are computed in the forward pass where they are needed and scaled in the backward pass.
 
     Args:
         hidden: States at target positions alone (T, D).
@@ -50,8 +51,8 @@ def token_statistics(hidden: Tensor, weight: Tensor, targets: Tensor) -> TokenSt
     nll, confidence = hidden.new_empty(2, len(targets), dtype=torch.float32)
     correct = torch.empty_like(targets, dtype=torch.bool)
     with torch.autocast(hidden.device.type, enabled=False):
-        for rows in _chunks(len(targets), len(weight)):
-            logprobs, nll[rows] = _score(hidden[rows], weight, targets[rows])
+        for rows in _chunks(len(targets), weight):
+            logprobs, nll[rows] = _score(F.linear(hidden[rows], weight), targets[rows])
             best, guess = logprobs.max(dim=-1)
             confidence[rows], correct[rows] = best.exp(), guess == targets[rows]
     return TokenStatistics(nll, confidence, correct)
@@ -62,24 +63,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_gradients: bool) -> Tensor:
         h, w = _for_products(hidden, weight)
         of_hidden = torch.empty_like(hidden) if with_gradients and ctx.needs_input_grad[0] else None
-        of_weight = (
-            torch.zeros_like(weight, dtype=torch.float32) if with_gradients and ctx.needs_input_grad[1] else None
-        )
+        of_weight: Tensor | None = None
         total = torch.zeros((), device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
-            for rows in _chunks(len(targets), len(weight)):
-                logprobs, nll = _score(h[rows], w, targets[rows])
-                total += nll.sum()
-                if of_hidden is None and of_weight is None:
+            for rows in _chunks(len(targets), w):
+                logits = F.linear(h[rows], w)
+                if not with_gradients:
+                    total += _score(logits, targets[rows])[1].sum()
                     continue
-                # The gradient of the logits is the probabilities, less one at the target.
-                slope = logprobs.exp_()
-                slope[torch.arange(len(slope), device=slope.device), targets[rows]] -= 1
-                slope = slope.to(h.dtype)
+                total += _score_and_derive(logits, targets[rows])
                 if of_hidden is not None:
-                    of_hidden[rows] = slope @ w
-                if of_weight is not None:
-                    _add_product(of_weight, slope.T, h[rows])
+                    of_hidden[rows] = logits @ w
+                if ctx.needs_input_grad[1]:
+                    of_weight = _plus_product(of_weight, logits.T, h[rows])
         ctx.save_for_backward(of_hidden, of_weight)
         ctx.weight_dtype = weight.dtype
         return total
@@ -91,7 +87,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         of_hidden, of_weight = ctx.saved_tensors
         return (
             None if of_hidden is None else of_hidden.mul_(upstream),
-            None if of_weight is None else of_weight.mul_(upstream).to(ctx.weight_dtype),
+            None if of_weight is None else of_weight.to(ctx.weight_dtype).mul_(upstream),
             None,
             None,
         )
@@ -104,20 +100,36 @@ def _for_products(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return hidden.detach().to(dtype), weight.detach().to(dtype)
 
 
-def _chunks(targets: int, vocabulary: int) -> Iterator[slice]:
-    rows = max(1, CHUNK_BYTES // (4 * vocabulary))
-    return (slice(start, start + rows) for start in range(0, targets, rows))
+def _chunks(targets: int, weight: Tensor) -> Iterator[slice]:
+    rows = max(1, CHUNK_BYTES // weight[:, 0].nbytes)
+    return (slice(start, start + rows) for start in range(0, max(targets, 1), rows))
 
 
-def _score(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities (T, V) and the targets' negated ones (T,), both float32."""
-    logprobs = F.linear(hidden, weight).log_softmax(dim=-1, dtype=torch.float32)
+    logprobs = logits.log_softmax(dim=-1, dtype=torch.float32)
     return logprobs, -logprobs.gather(1, targets.unsqueeze(1)).squeeze(1)
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add ``a @ b`` to ``total``, whose dtype may be the finer one."""
-    if a.dtype == total.dtype:
-        total.addmm_(a, b)
-    else:
-        total += a @ b
+def _score_and_derive(logits: Tensor, targets: Tensor) -> Tensor:
+    """The summed loss of ``logits`` (T, V), which become its gradient at themselves."""
+    total = torch.zeros((), device=logits.device)
+    for some, ids in zip(*(each.split(_block_rows(logits)) for each in (logits, targets)), strict=True):
+        logprobs, nll = _score(some, ids)
+        total += nll.sum()
+        slope = logprobs.exp_()  # the probabilities, less one at the target
+        slope[torch.arange(len(ids), device=ids.device), ids] -= 1
+        some.copy_(slope)
+    return total
+
+
+def _block_rows(logits: Tensor) -> int:
+    """On a CPU as many as stay in its cache from one pass to the next; elsewhere all, as each call has its price."""
+    return max(1, BLOCK_BYTES // (4 * logits.shape[1]) if logits.device.type == "cpu" else len(logits))
+
+
+def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """``total + a @ b``, several products being summed in float32."""
+    if total is None:
+        return a @ b
+    return total.addmm_(a, b) if a.dtype == torch.float32 else total.float().add_(a @ b)

@@ -79,7 +79,7 @@ def test_no_targets_are_no_loss() -> None:
 
 
 def test_without_gradients_only_the_loss_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(module, "_add_product")
+    monkeypatch.delattr(module, "_plus_product")
     hidden, weight, targets = inputs()
     with torch.no_grad():
         loss = linear_cross_entropy(hidden, weight, targets)
