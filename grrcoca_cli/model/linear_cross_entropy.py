@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_BYTES = 2**27  # of logits: large enough that reading the weight again for each chunk is no cost
-BLOCK_BYTES = 2**22  # of float32 logits: small enough to stay in a CPU's cache
+BLOCK_BYTES = 2**23  # of float32 logits: small enough to stay in a CPU's cache
 
 
 class TokenStatistics(NamedTuple):

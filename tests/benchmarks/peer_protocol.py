@@ -1,8 +1,9 @@
 """How a benchmark's two sides are run in turn: each is a process of its own that works whenever it is asked to.
 
 A worker is started with one JSON object on its command line. It answers ``{"parameters": ..., "flops": ...}`` once it
-is ready, then one ``{"seconds": ..., "cpu_seconds": ..., "peak_gb": ...}`` for every line it reads. Standard library
-and torch alone, so that either environment can load it; the peer's does not hold this project.
+is ready, then one ``{"seconds": ..., "cpu_seconds": ..., "peak_gb": ...}`` for every line it reads; with
+``without_products`` in its settings, seconds are those that `peer_rest` counts. Standard library and torch alone, so
+that either environment can load it; the peer's does not hold this project.
 """
 
 import json
@@ -33,14 +34,30 @@ def facts(model: Any, forward_backward: Work | None = None, settings: dict[str, 
 def serve(prepare: Callable[[dict[str, Any]], tuple[Work, Answer]]) -> None:
     """Be a worker: ``prepare`` makes the work of the command line's settings and says what is known before it runs."""
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no answer
-    work, facts = prepare(json.loads(sys.argv[1]))
+    settings = json.loads(sys.argv[1])
+    work, facts = prepare(settings)
+    if settings.get("without_products"):
+        work = _without_products(work)
     print(json.dumps(facts), file=answers, flush=True)
     for _ in sys.stdin:
         began, worked = time.perf_counter(), time.process_time()
-        work()
-        seconds, cpu = time.perf_counter() - began, time.process_time() - worked
+        seconds = work()
+        cpu = time.process_time() - worked
+        if not isinstance(seconds, float):
+            seconds = time.perf_counter() - began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "peak_gb": peak / 1e9}), file=answers, flush=True)
+
+
+def _without_products(work: Work) -> Work:
+    from peer_rest import WithoutProducts  # torch is there in a worker alone
+
+    def rest() -> float:
+        with WithoutProducts() as mode:
+            work()
+        return mode.seconds
+
+    return rest
 
 
 class Side:
