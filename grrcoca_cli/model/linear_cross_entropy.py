@@ -132,4 +132,6 @@ def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
     """``total + a @ b``, several products being summed in float32."""
     if total is None:
         return a @ b
-    return total.addmm_(a, b) if a.dtype == torch.float32 else total.float().add_(a @ b)
+    if a.dtype != torch.float32:
+        return total.float().add_(a @ b)
+    return torch.addmm(total, a, b, out=total)

@@ -156,7 +156,7 @@ def _stack(config: ModelConfig, layers: int, block: float, block_input: float) -
 
 def _block_bytes(config: ModelConfig, tower: str, narrow: int) -> float:
     """Bytes a channel and token of a self-attention block: two norms, attention, feed-forward layer."""
-    rope = getattr(config, f"{tower}_positions") == "rope"
+    rope = getattr(config, f"{tower}_positions") != "learned"
     # Queries, keys, values and the output; what is normalised per head is kept before and behind it.
     attention = 4 + (1 if rope else 0) + (3 if config.qk_norm else 0)
     geglu = 4.0 if config.geglu == "wide" else 8 / 3
