@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "convolution", "convolution_backward")
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
 
 
 class WithoutProducts(TorchDispatchMode):
@@ -40,8 +40,8 @@ class WithoutProducts(TorchDispatchMode):
 
 
 def _zeros(op: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if op is torch.ops.aten.addmm_.default:
-        return args[0]
+    if "out" in kwargs:
+        return kwargs["out"]
     device = next(each.device for each in args if isinstance(each, Tensor))
     shapes = tree_map_only(Tensor, lambda each: each.to("meta"), (args, kwargs))
     return tree_map_only(Tensor, lambda each: torch.zeros_like(each, device=device), op(*shapes[0], **shapes[1]))
