@@ -47,10 +47,11 @@ def draw(by_batch: list[tuple[int, float, float]], by_length: list[tuple[int, fl
     ):
         for line, values in ((0, [each[1] for each in table]), (1, [each[2] for each in table])):
             axes[line, column].plot([each[0] for each in table], values, marker="o")
-            axes[line, column].set_ylim(bottom=0)
+            axes[line, column].set_ylim(0, 1.1 * max(values))
             axes[line, column].set_ylabel(titles[1] if line == 0 else "peak memory, GB")
         axes[1, column].set_xlabel(titles[0])
         axes[1, column].set_xscale("log", base=2)
+        axes[1, column].set_xticks([each[0] for each in table], [str(each[0]) for each in table])
     figure.savefig(PICTURE, dpi=120)
 
 
