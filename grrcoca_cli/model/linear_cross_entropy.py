@@ -48,33 +48,31 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 def token_statistics(hidden: Tensor, weight: Tensor, targets: Tensor) -> TokenStatistics:
     """Loss, confidence and correctness of each of ``targets`` (T,), for evaluation; arguments as in the loss."""
     hidden, weight = _for_products(hidden, weight)
-    nll, confidence = hidden.new_empty(2, len(targets), dtype=torch.float32)
-    correct = torch.empty_like(targets, dtype=torch.bool)
+    parts = []
     with torch.autocast(hidden.device.type, enabled=False):
         for rows in _chunks(len(targets), weight):
-            logprobs, nll[rows] = _score(F.linear(hidden[rows], weight), targets[rows])
-            best, guess = logprobs.max(dim=-1)
-            confidence[rows], correct[rows] = best.exp(), guess == targets[rows]
-    return TokenStatistics(nll, confidence, correct)
+            for logits, ids in _blocks(F.linear(hidden[rows], weight), targets[rows]):
+                logprobs, nll = _score(logits, ids)
+                best, guess = logprobs.max(dim=-1)
+                parts.append(TokenStatistics(nll, best.exp(), guess == ids))
+    return TokenStatistics(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_gradients: bool) -> Tensor:
         h, w = _for_products(hidden, weight)
-        of_hidden = torch.empty_like(hidden) if with_gradients and ctx.needs_input_grad[0] else None
+        for_hidden, for_weight = (with_gradients and needed for needed in ctx.needs_input_grad[:2])
+        of_hidden = torch.empty_like(hidden) if for_hidden else None
         of_weight: Tensor | None = None
         total = torch.zeros((), device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in _chunks(len(targets), w):
                 logits = F.linear(h[rows], w)
-                if not with_gradients:
-                    total += _score(logits, targets[rows])[1].sum()
-                    continue
-                total += _score_and_derive(logits, targets[rows])
+                total += _sum_loss(logits, targets[rows], derive=for_hidden or for_weight)
                 if of_hidden is not None:
                     of_hidden[rows] = logits @ w
-                if ctx.needs_input_grad[1]:
+                if for_weight:
                     of_weight = _plus_product(of_weight, logits.T, h[rows])
         ctx.save_for_backward(of_hidden, of_weight)
         ctx.weight_dtype = weight.dtype
@@ -111,21 +109,24 @@ def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return logprobs, -logprobs.gather(1, targets.unsqueeze(1)).squeeze(1)
 
 
-def _score_and_derive(logits: Tensor, targets: Tensor) -> Tensor:
-    """The summed loss of ``logits`` (T, V), which become its gradient at themselves."""
+def _sum_loss(logits: Tensor, targets: Tensor, *, derive: bool) -> Tensor:
+    """The summed loss of ``logits`` (T, V); if ``derive``, they become its gradient at themselves."""
     total = torch.zeros((), device=logits.device)
-    for some, ids in zip(*(each.split(_block_rows(logits)) for each in (logits, targets)), strict=True):
-        logprobs, nll = _score(some, ids)
+    for block, ids in _blocks(logits, targets):
+        logprobs, nll = _score(block, ids)
         total += nll.sum()
-        slope = logprobs.exp_()  # the probabilities, less one at the target
-        slope[torch.arange(len(ids), device=ids.device), ids] -= 1
-        some.copy_(slope)
+        if derive:
+            slope = logprobs.exp_()  # the probabilities, less one at the target
+            slope[torch.arange(len(ids), device=ids.device), ids] -= 1
+            block.copy_(slope)
     return total
 
 
-def _block_rows(logits: Tensor) -> int:
-    """On a CPU as many as stay in its cache from one pass to the next; elsewhere all, as each call has its price."""
-    return max(1, BLOCK_BYTES // (4 * logits.shape[1]) if logits.device.type == "cpu" else len(logits))
+def _blocks(logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Parts of both: on a CPU what stays in its cache from one pass to the next; elsewhere few, as calls cost there."""
+    most = BLOCK_BYTES if logits.device.type == "cpu" else CHUNK_BYTES
+    rows = max(1, most // (4 * logits.shape[1]))
+    return zip(logits.split(rows), targets.split(rows), strict=True)
 
 
 def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ OURS, PEER = HERE / "peer_ours.py", HERE / "peer_openclip.py"
 BATCH, TOKENS = 16, 64
 ROCO_CAPTIONS = 25 * BATCH
 FULL = "76 tokens, s"
-WITHOUT_PRODUCTS = {"without_products": True}
 Row = dict[str, str | float]
 
 
@@ -73,10 +72,11 @@ def training(rounds: int, device: str) -> list[Row]:
     base = {"work": "train", "batch": BATCH, "device": device}
     for precision, goal, roco_goal in (("float32", 1.45, 0.0), ("bf16", 1.8, 3.0)):
         what = f"training step, batch {BATCH}, {precision}"
-        settings = {**base, "precision": precision}
+        settings: dict[str, Any] = {**base, "precision": precision}
         if precision == "bf16" and not _has_bf16(device):
             # This processor has no bf16 products: what is left of the step then has no goals of its own.
-            what, settings, goal, roco_goal = f"{what} without its products", {**settings, **WITHOUT_PRODUCTS}, 0.0, 0.0
+            what, goal, roco_goal = f"{what} without its products", 0.0, 0.0
+            settings["without_products"] = True
         pair = Pair(settings, settings, rounds)
         rows += [
             row(f"{what}, {FULL}", *pair.seconds, goal),

@@ -36,28 +36,28 @@ def serve(prepare: Callable[[dict[str, Any]], tuple[Work, Answer]]) -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no answer
     settings = json.loads(sys.argv[1])
     work, facts = prepare(settings)
-    if settings.get("without_products"):
-        work = _without_products(work)
+    seconds_of = _outside_products if settings.get("without_products") else _wall_time
     print(json.dumps(facts), file=answers, flush=True)
     for _ in sys.stdin:
-        began, worked = time.perf_counter(), time.process_time()
-        seconds = work()
+        worked = time.process_time()
+        seconds = seconds_of(work)
         cpu = time.process_time() - worked
-        if not isinstance(seconds, float):
-            seconds = time.perf_counter() - began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "peak_gb": peak / 1e9}), file=answers, flush=True)
 
 
-def _without_products(work: Work) -> Work:
+def _wall_time(work: Work) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _outside_products(work: Work) -> float:
     from peer_rest import WithoutProducts  # torch is there in a worker alone
 
-    def rest() -> float:
-        with WithoutProducts() as mode:
-            work()
-        return mode.seconds
-
-    return rest
+    with WithoutProducts() as mode:
+        work()
+    return mode.seconds
 
 
 class Side:

@@ -13,9 +13,11 @@ from grrcoca_cli.model.linear_cross_entropy import linear_cross_entropy, token_s
 T, D, V = 37, 16, 50
 
 
-@pytest.fixture(autouse=True, params=[1, 5, 37, 100])
-def rows_a_chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_BYTES", request.param * 4 * V)
+@pytest.fixture(autouse=True, params=[(1, 1), (5, 2), (37, 9), (37, 37), (100, 100)])
+def rows_a_chunk_and_a_block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunk, block = request.param
+    monkeypatch.setattr(module, "CHUNK_BYTES", chunk * 4 * V)
+    monkeypatch.setattr(module, "BLOCK_BYTES", block * 4 * V)
 
 
 def inputs(count: int = T) -> tuple[Tensor, Tensor, Tensor]:
