@@ -371,7 +371,9 @@ def prepare_shards(
     dataset: Annotated[str, typer.Option(help="roco, coco, flickr30k, folder, … (grrcoca ls datasets).")],
     data: Annotated[str, typer.Option(help="Where the data set lies.")],
     out: Annotated[Path, typer.Option(help="Folder of the new shards.", show_default=False)],
-    split: Annotated[str, typer.Option(help="Its split; 'all' for the whole.", show_default="train")] = "",
+    split: Annotated[
+        str, typer.Option(help="Its split; 'all' for the whole set.", show_default="train; all of a set without splits")
+    ] = "",
     samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples a shard.")] = 1000,
     window: Annotated[str, typer.Option(help="Window of DICOM files, which become PNG.")] = "auto",
     keep_keys: Annotated[

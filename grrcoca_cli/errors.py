@@ -32,6 +32,10 @@ class NoSuchSplit(UsageError):
     """A data set that is sound and has no split of the name asked for."""
 
 
+class HasNoSplits(NoSuchSplit):
+    """A data set that is sound and has no splits at all: training and validation are cut by hash."""
+
+
 class UnreadableImage(GrrcocaError):
     """One file that gives no pixels.
 

@@ -128,7 +128,7 @@ def _split_of(config: DataConfig, split: str) -> str:
     """``split``, or where it is empty ``test``, or where there is none `VALIDATION`."""
     if not split:
         try:
-            split = VALIDATION if config.dataset == "shards" else "test"
+            split = "test"
             Judged(config.dataset, config.path, split).open(config)
         except NoSuchSplit:
             split = VALIDATION

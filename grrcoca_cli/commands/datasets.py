@@ -18,8 +18,9 @@ from grrcoca_cli.data.images import augment_picture
 from grrcoca_cli.data.pictures import read_picture
 from grrcoca_cli.data.shards import ShardDataset, open_shards
 from grrcoca_cli.data.splits import count_overlaps, split_by_hash
+from grrcoca_cli.data.tables import canonical_split
 from grrcoca_cli.data.tokenizer import CaptionTokenizer
-from grrcoca_cli.errors import NoSuchSplit, UnreadableImage, UsageError
+from grrcoca_cli.errors import HasNoSplits, NoSuchSplit, UnreadableImage, UsageError
 
 _DECODERS = ("numpy", "torch", "pillow", "pydicom", "pylibjpeg-openjpeg", "python-gdcm", "imagecodecs")
 """Packages whose versions may change a pixel."""
@@ -44,7 +45,7 @@ class OpenedData:
 
 
 def open_data(data: DataConfig, out: Path) -> OpenedData:
-    """Open the training and the validation split; a set without a validation split gives a share by hash.
+    """Open the training and the validation split; without a validation split, a share of training is cut by hash.
 
     Phantoms without a path are drawn into ``out / "phantoms"`` first.
 
@@ -53,10 +54,9 @@ def open_data(data: DataConfig, out: Path) -> OpenedData:
     """
     if data.dataset == "phantoms" and not data.path:
         data = data.model_copy(update={"path": str(_draw_phantoms(data.phantoms, out / "phantoms"))})
-    if data.dataset == "shards":
-        whole = _open_shards(data)
-        return _cut(whole, data, whole.skipped)
-    train = _open_split(data, data.split)
+    split, train = open_training(data)
+    if split != data.split:
+        return _cut(train, data, train.skipped)
     try:
         validation = _open_split(data, data.validation_split)
     except NoSuchSplit:
@@ -64,25 +64,38 @@ def open_data(data: DataConfig, out: Path) -> OpenedData:
     return OpenedData(train, validation, train.skipped + validation.skipped)
 
 
+def open_training(data: DataConfig) -> tuple[str, CaptionDataset]:
+    """The training split and its name: ``all`` for a set without splits.
+
+    Raises:
+        UsageError: The set is not there, not in its layout, or has splits and no training split.
+    """
+    try:
+        return data.split, _open_split(data, data.split)
+    except HasNoSplits:
+        return WHOLE, _open_split(data, WHOLE)
+
+
 def open_split(data: DataConfig, split: str) -> CaptionDataset:
     """One split, by its name in the set; ``all`` is the whole of a folder or of shards.
 
-    A set without splits has ``train`` and ``valid``, those that training cut by hash.
+    A set without splits has ``train`` and ``valid``, those that training cuts by hash.
 
     Raises:
-        UsageError: There is no such split.
+        NoSuchSplit: There is no such split; the message names those that there are.
+        UsageError: The set is not there, or not in its layout.
     """
-    if data.dataset == "shards":
-        whole = _open_shards(data)
-        if split == WHOLE:
-            return whole
-        if split in (data.split, data.validation_split):
-            train, validation = split_by_hash(whole, data.validation_fraction, data.group_column)
-            return train if split == data.split else validation
-        raise UsageError(
-            f"shards have no split {split!r}: use --split {WHOLE}, {data.split} or {data.validation_split}"
-        )
-    return _open_split(data, split)
+    try:
+        return _open_split(data, split)
+    except HasNoSplits as error:
+        wanted = canonical_split(split)
+        if wanted not in (canonical_split(data.split), canonical_split(data.validation_split)):
+            raise NoSuchSplit(
+                f"{data.path} has no split {split!r} and none of its own: use {WHOLE} for the whole set, or "
+                f"{data.split} or {data.validation_split}, which are cut by hash as in training"
+            ) from error
+        train, validation = split_by_hash(_open_split(data, WHOLE), data.validation_fraction, data.group_column)
+        return train if wanted == canonical_split(data.split) else validation
 
 
 def _open_shards(data: DataConfig) -> ShardDataset:
@@ -98,6 +111,10 @@ def _open_shards(data: DataConfig) -> ShardDataset:
 def _open_split(data: DataConfig, split: str) -> CaptionDataset:
     if not data.path:
         raise UsageError(f"the {data.dataset} data set needs --data PATH")
+    if data.dataset == "shards":
+        if split != WHOLE:
+            raise HasNoSplits(f"{data.path} has no split {split!r}: shards have no splits")
+        return _open_shards(data)
     if data.dataset == "roco":
         from medical import open_roco
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from grrcoca_cli.commands.datasets import WHOLE, dicom_reader, open_split
+from grrcoca_cli.commands.datasets import dicom_reader, open_split, open_training
 from grrcoca_cli.commands.prepare import make_index, summary
 from grrcoca_cli.config import DataConfig, DatasetKind
 from grrcoca_cli.console import ProgressLine, say
@@ -28,7 +28,7 @@ class Options:
     Attributes:
         dataset: A kind of data set.
         data: Where it lies.
-        split: Its name in the set; empty for the training split, or for the whole of shards.
+        split: Its name in the set; empty for the training split, or for the whole of a set without splits.
         out: Folder of the new shards.
         samples_per_shard: Samples of the set that a shard stands for, those that cannot be read included.
         window: Intensity window of DICOM.
@@ -53,9 +53,8 @@ def prepare_shards(options: Options, *, as_json: bool) -> ExitCode:
     """
     if options.dataset not in get_args(DatasetKind):
         raise UsageError(f"--dataset {options.dataset}: choose {', '.join(get_args(DatasetKind))}")
-    split = options.split or (WHOLE if options.dataset == "shards" else "train")
     config = DataConfig.model_validate({"dataset": options.dataset, "path": options.data})
-    dataset = open_split(config, split)
+    split, dataset = (options.split, open_split(config, options.split)) if options.split else open_training(config)
     out = options.out
     _refuse_foreign(out)
     with lock_folder(out):

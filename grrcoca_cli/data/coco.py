@@ -15,7 +15,7 @@ from typing import Any
 from grrcoca_cli.data.base import ListDataset, Sample
 from grrcoca_cli.data.captions import clean_caption
 from grrcoca_cli.data.tables import canonical_split
-from grrcoca_cli.errors import NoSuchSplit, UsageError
+from grrcoca_cli.errors import HasNoSplits, NoSuchSplit, UsageError
 
 COCO_HOW_TO_GET = (
     "MS-COCO: unpack train2014.zip and val2014.zip (or the 2017 ones) from cocodataset.org into one folder, with "
@@ -27,7 +27,7 @@ FLICKR_HOW_TO_GET = (
 )
 
 _KARPATHY_SPLITS = {"restval": "train"}  # what of COCO's validation set Karpathy trains on
-_NO_SPLITS = ("", "all", "train")
+_WHOLE = ("", "all")
 
 Row = tuple[str, list[str]]
 """A picture's file name, which is unique over all folders, and its captions."""
@@ -75,8 +75,8 @@ def open_flickr30k(root: Path, split: str) -> ListDataset:
         raise UsageError(
             f"{root} has neither dataset_flickr30k.json nor results_20130124.token nor results.csv: {FLICKR_HOW_TO_GET}"
         )
-    if split not in _NO_SPLITS:
-        raise NoSuchSplit(f"{table} has no splits, so no {split!r}: name none, or use dataset_flickr30k.json")
+    if split not in _WHOLE:
+        raise HasNoSplits(f"{table} has no splits, so no {split!r}: name none, or use dataset_flickr30k.json")
     return _open(root, _token_file(table) if table.suffix == ".token" else _kaggle_table(table), FLICKR_HOW_TO_GET)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from grrcoca_cli.data.base import ListDataset, Sample
 from grrcoca_cli.data.captions import clean_caption
 from grrcoca_cli.data.tables import EXTENSIONS, SPLITS, CaptionRow, canonical_split, read_table, split_in_name
-from grrcoca_cli.errors import NoSuchSplit, UsageError
+from grrcoca_cli.errors import HasNoSplits, NoSuchSplit, UsageError
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".dcm", ".dicom", ".ima"})
 """Extensions of pictures; a file without one, or named by a UID, may be DICOM and counts as well."""
@@ -32,8 +32,9 @@ def open_folder(root: Path, split: str | None = None) -> ListDataset:
     if split is not None:
         found = _splits_of(rows)
         if canonical_split(split) not in found:
-            names = f"its splits are {', '.join(found)}" if found else "it has no splits, so name none"
-            raise NoSuchSplit(f"{root} has no split {split!r}: {names}")
+            if not found:
+                raise HasNoSplits(f"{root} has no split {split!r}: it has no splits")
+            raise NoSuchSplit(f"{root} has no split {split!r}: its splits are {', '.join(found)}")
         rows = [(folder, row) for folder, row in rows if row.split == canonical_split(split)]
     return _join(root, pictures, rows)
 

@@ -7,7 +7,7 @@ import pytest
 
 from grrcoca_cli.data.base import ListDataset
 from grrcoca_cli.data.coco import open_coco, open_flickr30k
-from grrcoca_cli.errors import UsageError
+from grrcoca_cli.errors import HasNoSplits, UsageError
 
 
 def pictures(root: Path, *names: str) -> None:
@@ -65,11 +65,12 @@ def test_flickr30k_in_its_own_layouts(tmp_path: Path) -> None:
     (tmp_path / "results_20130124.token").write_text(
         "1.jpg#0\tTwo men .\n1.jpg#1\tMen\n2.jpg#0\tA tab\there\n3.jpg#0\tx\n"
     )
-    found = open_flickr30k(tmp_path, "train")
+    found = open_flickr30k(tmp_path, "all")
     assert shown(found) == [("1", ("Two men .", "Men")), ("2", ("A tab here",))]
     assert found.skipped == {"no picture": 1}
-    with pytest.raises(UsageError, match="has no splits"):
-        open_flickr30k(tmp_path, "valid")
+    for split in ("train", "valid"):
+        with pytest.raises(HasNoSplits, match="has no splits"):
+            open_flickr30k(tmp_path, split)
 
     (tmp_path / "results_20130124.token").unlink()
     (tmp_path / "results.csv").write_text('image_name| comment_number| comment\n1.jpg| 0| Two "men" .\n1.jpg| 1| Men\n')

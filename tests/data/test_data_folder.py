@@ -5,7 +5,7 @@ import pytest
 
 from grrcoca_cli.data.folder import list_splits, open_folder
 from grrcoca_cli.data.pictures import read_picture
-from grrcoca_cli.errors import UsageError
+from grrcoca_cli.errors import HasNoSplits, UsageError
 
 
 def fill(root: Path, files: dict[str, str]) -> Path:
@@ -140,12 +140,17 @@ def test_linked_folders_are_entered_once(tmp_path: Path) -> None:
         ({"c.csv": "file,captoin\na,b\n"}, None, "no caption column .*'file', 'captoin'; did you mean 'captoin'"),
         ({"c.csv": "imge,caption\na,b\n"}, None, "no picture column .*'imge', 'caption'; did you mean 'imge'"),
         ({"a.png": "", "train.csv": "file,caption\na,b\n"}, "test", "no split 'test': its splits are train"),
-        ({"a.png": "", "c.csv": "file,caption\na,b\n"}, "train", "no split 'train': it has no splits"),
     ],
 )
 def test_usage_errors(tmp_path: Path, files: dict[str, str], split: str | None, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         open_folder(fill(tmp_path, files), split)
+
+
+def test_a_folder_without_splits_says_so_by_its_error(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": "", "c.csv": "file,caption\na,b\n"})
+    with pytest.raises(HasNoSplits, match="no split 'train': it has no splits"):
+        open_folder(tmp_path, "train")
 
 
 def test_a_missing_folder_and_text_that_is_not_utf8(tmp_path: Path) -> None:
