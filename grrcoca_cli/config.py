@@ -404,7 +404,7 @@ def read_recipe(name_or_file: str) -> dict[str, Any]:
     packaged = recipe_folder() / f"{name_or_file}.toml"
     path = packaged if name_or_file in recipe_names() else Path(name_or_file)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_text(encoding="utf-8"), f"recipe {path}")
     except (OSError, UnicodeDecodeError) as error:
         hint = _nearest(name_or_file, recipe_names())
         raise UsageError(
@@ -412,6 +412,19 @@ def read_recipe(name_or_file: str) -> dict[str, Any]:
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"recipe {path} is not TOML: {error}") from error
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """The tables of TOML text; ``source`` names it in errors.
+
+    Raises:
+        TOMLDecodeError: It is not TOML.
+        UsageError: Its arrays or tables are nested too deeply to read.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise UsageError(f"{source} is nested too deeply: no setting takes such a value") from error
 
 
 def apply_settings(tables: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
@@ -427,7 +440,7 @@ def apply_settings(tables: Mapping[str, Any], settings: Iterable[str]) -> dict[s
         if not (equals and dot and key):
             raise UsageError(f"--set {setting!r}: expected section.key=value, as in training.steps=500")
         try:
-            value = tomllib.loads(f"value = {text}")["value"]
+            value = parse_toml(f"value = {text}", f"--set {name.strip()}")["value"]
         except tomllib.TOMLDecodeError:
             value = text.strip()
         table = merged.setdefault(section, {})

@@ -40,6 +40,21 @@ def explain_os_errors(path: Path, need: int = 0) -> Iterator[None]:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it where they are not there.
+
+    Raises:
+        OutOfResources: The disk is full.
+        UsageError: A file has its name, or the place cannot be written to.
+    """
+    with explain_os_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            file = next(each for each in (path, *path.parents) if each.exists())
+            raise UsageError(f"{file} is a file, not a folder: choose another --out") from error
+
+
 def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
@@ -224,8 +239,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
         UsageError: The folder cannot be written to, or its file system has no locks.
     """
     lock = folder / "run.lock"
+    make_folder(folder)
     with explain_os_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o666)
     try:
         try:

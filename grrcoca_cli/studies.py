@@ -9,7 +9,16 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from grrcoca_cli.config import VARIANTS, Recipe, Section, apply_settings, build_recipe, read_recipe, recipe_folder
+from grrcoca_cli.config import (
+    VARIANTS,
+    Recipe,
+    Section,
+    apply_settings,
+    build_recipe,
+    parse_toml,
+    read_recipe,
+    recipe_folder,
+)
 from grrcoca_cli.errors import UsageError
 
 Tables = dict[str, dict[str, object]]
@@ -157,7 +166,7 @@ def read_study(name_or_file: str) -> Study:
     packaged = recipe_folder() / "studies" / f"{name_or_file.removeprefix('studies/')}.toml"
     path = packaged if packaged.stem in study_names() and not Path(name_or_file).is_file() else Path(name_or_file)
     try:
-        return Study.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return Study.model_validate(parse_toml(path.read_text(encoding="utf-8"), f"study {path}"))
     except (OSError, UnicodeDecodeError) as error:
         known = ", ".join(study_names())
         raise UsageError(

@@ -13,7 +13,7 @@ from grrcoca_cli.console import say
 from grrcoca_cli.data.base import CaptionDataset
 from grrcoca_cli.data.tokenizer import CaptionTokenizer
 from grrcoca_cli.errors import NoSuchSplit, UsageError
-from grrcoca_cli.files import explain_os_errors, write_atomically
+from grrcoca_cli.files import explain_os_errors, make_folder, write_atomically
 from grrcoca_cli.studies import Tables
 from medical.phantom_files import write_shards
 from medical.phantoms import Style
@@ -104,8 +104,7 @@ class SharedData:
                 (text for i in range(len(train)) for text in train.peek(i).captions), TOKENIZER_CAPTIONS
             )
             vocab_size = max(recipe.model.vocab_size for recipe in recipes)
-            with explain_os_errors(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             write_atomically(path, CaptionTokenizer.train(captions, vocab_size).to_json())
         return str(path)
 

@@ -20,7 +20,7 @@ from grrcoca_cli.commands.ablate_data import Judged
 from grrcoca_cli.config import Recipe, build_recipe, read_recipe
 from grrcoca_cli.console import say
 from grrcoca_cli.errors import ExitCode, GrrcocaError, NonFiniteLoss
-from grrcoca_cli.files import explain_os_errors, write_atomically, write_json
+from grrcoca_cli.files import make_folder, write_atomically, write_json
 from grrcoca_cli.studies import Tables
 from grrcoca_cli.training.runfolder import FREE_ON_RESUME, RECIPE, flatten, is_evaluation, read_metrics
 
@@ -82,8 +82,7 @@ class Job:
     def write(self) -> Path:
         """Write it down for a worker process."""
         path = self.folder / JOB
-        with explain_os_errors(path):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         write_json(path, asdict(self) | {"folder": str(self.folder)})
         return path
 
@@ -101,7 +100,7 @@ def read_eval(folder: Path) -> dict[str, object]:
     """The content of a run folder's ``eval.json``; empty where there is none that is whole."""
     try:
         found = json.loads((folder / EVAL).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -128,8 +127,7 @@ def _run_stage(job: Job, stage: Stage, folder: Path, start: Path | None, device:
     from grrcoca_cli.commands.train import Options, finetune, pretrain
 
     recipe = job.folder / f"{stage.name}.toml"
-    with explain_os_errors(recipe):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_atomically(recipe, tomli_w.dumps(stage.tables))
     options = Options(folder, str(recipe), device=device)
     try:

@@ -21,6 +21,7 @@ from grrcoca_cli.data.splits import count_overlaps, split_by_hash
 from grrcoca_cli.data.tables import canonical_split
 from grrcoca_cli.data.tokenizer import CaptionTokenizer
 from grrcoca_cli.errors import HasNoSplits, NoSuchSplit, UnreadableImage, UsageError
+from grrcoca_cli.files import explain_os_errors, make_folder
 
 _DECODERS = ("numpy", "torch", "pillow", "pydicom", "pylibjpeg-openjpeg", "python-gdcm", "imagecodecs")
 """Packages whose versions may change a pixel."""
@@ -134,11 +135,13 @@ def _draw_phantoms(count: int, folder: Path) -> Path:
 
     done = folder / ".complete"
     if not done.exists():
+        make_folder(folder)
         say(f"drawing {count} synthetic studies into {folder}")
         held_out = max(1, count // 20)
         splits = {"train": count, "valid": held_out, "test": 200}
-        write_dicom_set(folder, splits=splits, seed=0)
-        done.touch()
+        with explain_os_errors(folder):
+            write_dicom_set(folder, splits=splits, seed=0)
+            done.touch()
     return folder
 
 

@@ -17,7 +17,7 @@ from grrcoca_cli.console import duration, say
 from grrcoca_cli.data.base import ImageSource, Pixels
 from grrcoca_cli.errors import ExitCode
 from grrcoca_cli.evaluation.judge import Evaluation
-from grrcoca_cli.files import write_json
+from grrcoca_cli.files import explain_os_errors, make_folder, write_json
 from medical.phantom_files import write_dicom_set, write_shards
 from medical.phantoms import attribute_accuracy
 
@@ -30,12 +30,14 @@ def demo(out: Path, device: str, *, as_json: bool) -> ExitCode:
     began = time.monotonic()
     pretraining = read_recipe("demo")["data"]["phantoms"]
     finetuning = read_recipe("demo_finetune")["data"]["phantoms"]
+    make_folder(out)
     shards, studies = out / "data" / "shards", out / "data" / "studies"
     if not (studies / "test_captions.csv").exists():
         say(f"1/4  drawing {pretraining + finetuning + 2 * HELD_OUT} synthetic studies into {out / 'data'}")
-        write_shards(shards, count=pretraining, seed=SEED)
         splits = {"train": finetuning, "valid": HELD_OUT, "test": HELD_OUT}
-        write_dicom_set(studies, splits=splits, seed=SEED, first=pretraining)
+        with explain_os_errors(out):
+            write_shards(shards, count=pretraining, seed=SEED)
+            write_dicom_set(studies, splits=splits, seed=SEED, first=pretraining)
 
     say("2/4  pretraining on web-like pairs (webdataset shards)")
     pretrain(Options(out / "pretrain", "demo", data=str(shards), device=device))

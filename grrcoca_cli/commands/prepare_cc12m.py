@@ -181,7 +181,7 @@ def _obtained(out: Path, rows: int) -> _Obtained:
         except FileNotFoundError:
             (found.unfinished if shard.exists() else found.missing).append(shard.name)
             continue
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             found.unfinished.append(shard.name)
             continue
         (found.shards if shard.is_file() else found.missing).append(str(shard) if shard.is_file() else shard.name)
@@ -194,7 +194,7 @@ def _rows_per_shard(out: Path) -> int:
     """What the first shard was made of: a download may have been started with another number than ours."""
     try:
         return max(1, int(json.loads((out / "00000_stats.json").read_bytes())["count"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return SHARD
 
 

@@ -134,7 +134,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         return
     try:
         former = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is damaged: choose another --out") from error
     if former != settings:
         differs = next((name for name in settings if settings[name] != former.get(name)), "samples")

@@ -16,7 +16,7 @@ from grrcoca_cli import __version__
 from grrcoca_cli.config import Recipe, apply_settings, build_recipe, read_recipe, recipe_names
 from grrcoca_cli.console import duration, say
 from grrcoca_cli.errors import UnreadableImage, UsageError
-from grrcoca_cli.files import explain_os_errors, sha256_of, write_atomically
+from grrcoca_cli.files import make_folder, sha256_of, write_atomically
 from grrcoca_cli.training.checkpoint import (
     FORMAT_VERSION,
     CheckpointConfig,
@@ -190,8 +190,7 @@ def _tokenizer(
     say("training the tokenizer on the training captions")
     tokenizer = CaptionTokenizer.train(_captions(train, recipe.training.seed), recipe.model.vocab_size)
     if not options.dry_run:
-        with explain_os_errors(options.out):
-            options.out.mkdir(parents=True, exist_ok=True)
+        make_folder(options.out)
         write_atomically(kept, tokenizer.to_json())  # half of it would stop every later start
     return tokenizer
 

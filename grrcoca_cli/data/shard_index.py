@@ -199,7 +199,10 @@ def load_index(path: Path) -> ShardIndex:
             raise ValueError("arrays do not fit the manifest")
     except FileNotFoundError as error:
         raise UsageError(f"no index at {path}: `grrcoca prepare index SHARDS` writes one") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, zipfile.BadZipFile) as error:
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
+        *(struct.error, zipfile.BadZipFile),
+    ) as error:
         raise UsageError(f"{path} is damaged, or not an index of shards: run `grrcoca prepare index` again") from error
     return index
 

@@ -169,7 +169,7 @@ def _count_lost(path: Path, whole: int, partial: int) -> int:
     try:
         stated = json.loads(path.with_name(f"{path.stem}_stats.json").read_bytes())["successes"]
         return max(int(stated) - whole, partial)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return max(partial, 1)
 
 

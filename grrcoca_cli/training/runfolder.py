@@ -55,7 +55,7 @@ def read_status(out: Path) -> dict[str, Any]:
     """The content of ``status.json``; empty where there is none."""
     try:
         status = json.loads((out / STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return status if isinstance(status, dict) else {}
 

@@ -130,6 +130,43 @@ def test_pretrain_without_arguments_says_how_to_get_the_data(tmp_path: Path, mon
     assert "cc12m.tsv" in err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["demo"], ["pretrain", "--recipe", "demo"], ["ablate", "--recipe", "mechanisms"]],
+    ids=lambda words: words[0],
+)
+@pytest.mark.parametrize("below", [False, True])
+def test_a_file_in_place_of_the_folder_is_one_line(words: list[str], below: bool, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / "run" if below else tmp_path / "file"
+    code, shown, err = run(*words, "--out", str(out))
+    assert (code, shown) == (2, "")
+    assert err == f"error: {tmp_path / 'file'} is a file, not a folder: choose another --out\n"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a = " + 20_000 * "[" + 20_000 * "]", "a = " + 20_000 * "{b=" + "1" + 20_000 * "}", "a" + 20_000 * ".a" + "=1"],
+)
+@pytest.mark.parametrize("command", ["pretrain", "ablate"])
+def test_deeply_nested_toml_is_one_line(text: str, command: str, tmp_path: Path) -> None:
+    (tmp_path / "deep.toml").write_text(text)
+    code, _, err = run(command, "--recipe", str(tmp_path / "deep.toml"), "--out", str(tmp_path / "x"))
+    assert code == 2
+    assert err.startswith("error: ")
+    assert len(err) < 500
+    assert err.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_deeply_nested_setting_is_one_line(tmp_path: Path) -> None:
+    setting = "data.path=" + 20_000 * "["
+    code, _, err = run("pretrain", "--recipe", "demo", "--set", setting, "--out", str(tmp_path / "x"))
+    assert code == 2
+    assert err == "error: --set data.path is nested too deeply: no setting takes such a value\n"
+
+
 def test_an_unexpected_error_is_a_traceback_and_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("grrcoca_cli.commands.listing.list_things", lambda *_, **__: 1 / 0)
     result = CliRunner().invoke(app, ["ls"])
