@@ -81,25 +81,12 @@ def estimate(recipe: Recipe, train_length: int, mean_tokens: float, world_size: 
         world_size: Devices that share a batch.
         device: Of what kind they are.
     """
-    half, frozen = is_bf16(device, recipe.training.precision), recipe.finetune.freeze
-    averaged, best = recipe.training.ema > 0, recipe.training.keep_best
-    sharded = recipe.distributed.strategy == "fsdp2"
     model = meta_model(recipe.model)
-    freeze(model, frozen)
+    freeze(model, recipe.finetune.freeze)
     config, training = recipe.model, recipe.training
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    hidden, *others = (sum(p.numel() for p in group) for group in parameter_groups(model, training))
-    trained = hidden + sum(others)
-    optimizer = hidden + 2 * sum(others)  # Muon keeps a momentum; AdamW that and the squares
+    numbers = _numbers(model, recipe)
     seen = training.steps * training.batch_size
     competing = training.batch_size // training.accumulation
-    micro = max(1, competing // world_size)
-    pair = activation_bytes(config, config.context_length, half=half, frozen_image=frozen == "image")
-    matrices = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() > 1)
-    share = world_size if sharded else 1
-    floats = {"weights": weights, "gradients": trained, "optimiser": optimizer, "average": weights if averaged else 0}
-    memory = {name: count * FLOAT32 // share for name, count in floats.items()}
-    memory |= {"16-bit weights": 2 * matrices if half else 0, "activations": round(micro * pair)}
 
     def flops(tokens: float) -> int:
         return round(step_flops(model, training.batch_size, tokens, contrastive=competing))
@@ -111,14 +98,52 @@ def estimate(recipe: Recipe, train_length: int, mean_tokens: float, world_size: 
         mean_tokens=mean_tokens,
         context_length=config.context_length,
         parameters=_by_part(model),
-        trained_parameters=trained,
+        trained_parameters=numbers["gradients"],
         flops_per_step=flops(min(mean_tokens, config.context_length)),
         flops_per_step_padded=flops(config.context_length),
-        micro_batch=micro,
-        memory=memory,
-        checkpoint_bytes=(weights + optimizer + (weights if averaged else 0)) * FLOAT32,
-        checkpoints=training.keep + 1 + best,
+        micro_batch=max(1, competing // world_size),
+        memory=step_memory(model, recipe, world_size, device),
+        checkpoint_bytes=(sum(numbers.values()) - numbers["gradients"]) * FLOAT32,
+        checkpoints=training.keep + 1 + training.keep_best,
     )
+
+
+def step_memory(model: CoCa, recipe: Recipe, world_size: int, device: torch.device) -> dict[str, int]:
+    """Bytes on each device that a step takes at least, by what they hold; on a CPU with the batch's images.
+
+    Args:
+        model: The recipe's, on any device, ``meta`` included; what is frozen in it, counts as such.
+        recipe: Of the run.
+        world_size: Devices that share a batch.
+        device: Of what kind they are.
+    """
+    config, training = recipe.model, recipe.training
+    half, frozen = is_bf16(device, training.precision), recipe.finetune.freeze == "image"
+    competing = training.batch_size // training.accumulation
+    micro = max(1, competing // world_size)
+    pair = activation_bytes(config, config.context_length, half=half, frozen_image=frozen)
+    matrices = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() > 1)
+    share = world_size if recipe.distributed.strategy == "fsdp2" else 1
+    memory = {name: count * FLOAT32 // share for name, count in _numbers(model, recipe).items()}
+    memory |= {"16-bit weights": 2 * matrices if half else 0, "activations": round(micro * pair)}
+    if training.contrastive_weight:  # both directions: the products and their softmax
+        rivals = training.batch_size if training.contrastive_batch == "global" else competing
+        memory["similarities"] = 4 * (rivals // world_size) * rivals * FLOAT32
+    if device.type == "cpu":
+        memory["images"] = training.batch_size // world_size * 3 * config.image_size**2 * FLOAT32
+    return memory
+
+
+def _numbers(model: CoCa, recipe: Recipe) -> dict[str, int]:
+    """Count of the numbers that training keeps of a model, by what they are."""
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    hidden, *others = (sum(p.numel() for p in group) for group in parameter_groups(model, recipe.training))
+    return {
+        "weights": weights,
+        "gradients": hidden + sum(others),
+        "optimiser": hidden + 2 * sum(others),  # Muon keeps a momentum; AdamW that and the squares
+        "average": weights if recipe.training.ema > 0 else 0,
+    }
 
 
 def amount(count: float, unit: str = "") -> str:

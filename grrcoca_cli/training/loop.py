@@ -18,7 +18,14 @@ import torch
 from grrcoca_cli.config import Recipe
 from grrcoca_cli.console import ProgressLine, duration, say
 from grrcoca_cli.data.base import Augmentation, CaptionDataset, ImageReader, SubsetDataset
-from grrcoca_cli.data.batches import Batch, BatchReader, ReadingStopped, evaluation_batches, training_batches
+from grrcoca_cli.data.batches import (
+    Batch,
+    BatchReader,
+    ReadingStopped,
+    evaluation_batches,
+    steps_per_epoch,
+    training_batches,
+)
 from grrcoca_cli.data.tokenizer import CaptionTokenizer
 from grrcoca_cli.errors import (
     CheckpointRefused,
@@ -47,6 +54,7 @@ from grrcoca_cli.training.device import explain_out_of_memory
 from grrcoca_cli.training.ema import Ema
 from grrcoca_cli.training.evaluate import LossReport, measure
 from grrcoca_cli.training.loggers import open_loggers
+from grrcoca_cli.training.memory import check_memory
 from grrcoca_cli.training.optimizer import learning_rate, make_optimizers
 from grrcoca_cli.training.ranks import ALONE, Ranks
 from grrcoca_cli.training.runfolder import (
@@ -216,12 +224,15 @@ def _size_of(run: Run) -> str:
 
 
 def _prepare(run: Run) -> _Live:
+    """What a run needs beside its model, after a batch that is too large for the data or for memory is refused."""
     config = run.recipe.training
     if config.batch_size // config.accumulation < run.ranks.size:
         raise UsageError(
             f"a micro-batch of {config.batch_size // config.accumulation} cannot be shared by {run.ranks.size} "
             "processes: raise training.batch_size or lower training.accumulation"
         )
+    steps_per_epoch(len(run.train), config.batch_size)
+    check_memory(run.recipe, run.ranks, run.device, _size_of(run))
     model = run.model.train()
     stepper = GradientStep(
         model, spread(model, run.recipe, run.ranks, run.device), run.recipe, run.tokenizer, run.ranks, run.device
