@@ -14,6 +14,7 @@ from grrcoca_cli.config import EvalConfig, Recipe, apply_settings, build_recipe
 from grrcoca_cli.console import say
 from grrcoca_cli.errors import ExitCode, UnreadableImage, UsageError
 from grrcoca_cli.evaluation import align, read_columns, read_predictions, read_references
+from grrcoca_cli.evaluation.inputs import check_lines, file_names
 from grrcoca_cli.evaluation.judge import Evaluation, ModelSide, Result, Settings, check_columns, judge
 from grrcoca_cli.evaluation.metrics import Idf, Missing, dump_idf, read_idf, score
 from grrcoca_cli.evaluation.tokenize import tokenizer
@@ -96,7 +97,8 @@ def evaluate(options: Options) -> ExitCode:
     notes: list[str] = []
     other = None
     if options.compare:
-        other = align(read_predictions(options.compare, notes=notes), plan.references, notes=notes)
+        names = _file_names(options)
+        other = align(read_predictions(options.compare, notes=notes), plan.references, names=names, notes=notes)
         notes = [f"the captions compared with: {note}" for note in notes]
     idf = read_idf(options.idf) if options.idf else None
 
@@ -209,6 +211,11 @@ def _recipe(settings: Sequence[str], tables: dict[str, object], sections: Sequen
     return build_recipe(tables, "eval")
 
 
+def _file_names(options: Options) -> dict[str, str]:
+    """File names of the references' images by image id, as far as their files have them."""
+    return {image: name for path in options.references for image, name in file_names(read_columns(path)).items()}
+
+
 def _plan_of_files(options: Options) -> Plan:
     if not (options.predictions and options.references):
         raise UsageError("scoring captions takes both --predictions FILE and --references FILE")
@@ -216,9 +223,12 @@ def _plan_of_files(options: Options) -> Plan:
         raise UsageError("give either --predictions and --references, or --checkpoint and --data, not both")
     recipe = _recipe(options.settings, {}, ("eval",))
     notes: list[str] = []
-    references = read_references(*options.references)
+    if options.missing == "error":
+        check_lines(options.predictions, *options.references)
+    references = read_references(*options.references, notes=notes)
     columns = read_columns(options.references[0])
-    predictions = align(read_predictions(options.predictions, notes=notes), references, notes=notes)
+    names = _file_names(options)
+    predictions = align(read_predictions(options.predictions, notes=notes), references, names=names, notes=notes)
     subject = Subject(
         what="captions against references",
         predictions=predictions,

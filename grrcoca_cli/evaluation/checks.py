@@ -47,8 +47,9 @@ def check_ids(predicted: Collection[str], usable: Mapping[str, Sequence[object]]
         raise UsageError("there are no predictions to score; give at least one caption")
     if unknown := set(predicted) - usable.keys():
         raise UsageError(
-            f"{_count(unknown, 'prediction')} without a reference: {_listed(unknown)}; check that the references are "
-            "those of the same set and that the ids are written alike"
+            f"{_count(unknown, 'prediction')} without a reference: {_listed(unknown)}; ids of the references: "
+            f"{_listed(usable.keys() - set(predicted) or usable.keys())}; check that the references are those of the "
+            "same set and that the ids are written alike"
         )
     if empty := {image for image, captions in usable.items() if not captions}:
         raise UsageError(

@@ -1,7 +1,7 @@
 """Predictions and references out of files, and the ids of the one matched to those of the other."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 
@@ -29,7 +29,10 @@ def read_predictions(path: Path, *, notes: list[str] | None = None) -> dict[str,
     """
     predictions: dict[str, str] = {}
     failed = repeated = 0
-    for row in read_rows(path):
+    rows = read_rows(path)
+    if notes is not None:
+        notes += _notes_on_form(path, rows)
+    for row in rows:
         if _failed(row):
             failed += 1
             continue
@@ -51,27 +54,46 @@ def read_predictions(path: Path, *, notes: list[str] | None = None) -> dict[str,
     return predictions
 
 
-def read_references(*paths: Path) -> dict[str, list[str]]:
+def read_references(*paths: Path, notes: list[str] | None = None) -> dict[str, list[str]]:
     """References by image id; several rows of an image, and several files, are several references, in their order.
 
     Raises:
         UsageError: A fault of a file, with its line; plain text files that differ in length.
     """
     references: defaultdict[str, list[str]] = defaultdict(list)
-    lines: dict[Path, int] = {}
+    check_lines(*paths)
     for path in paths:
         rows = read_rows(path)
-        if path.suffix.lower() == ".txt":
-            lines[path] = len(rows)
+        if notes is not None:
+            notes += _notes_on_form(path, rows)
         for row in rows:
             image, captions = _entry(row, _REFERENCE_COLUMNS)
             references[image] += captions
-    if len(set(lines.values())) > 1:
-        counted = ", ".join(f"{path} has {count}" for path, count in lines.items())
-        raise UsageError(f"plain text files are matched line by line, and {counted} lines; give files of equal length")
     if not references:
         raise UsageError(f"{paths[0]}: there are no captions in it; give a file with references")
     return dict(references)
+
+
+def _notes_on_form(path: Path, rows: Sequence[Row]) -> list[str]:
+    """What to know where the form of a text file is a guess."""
+    if not rows or not rows[0].form:
+        return []
+    if rows[0].form == "tabbed":
+        return [f"{path.name} is read as a file, a tab and its caption in each line"]
+    tabs = sum("\t" in str(row.fields["caption"]) for row in rows)
+    return [f"{path.name} is read as one caption per line; tabs in {tabs} of {len(rows)} lines"] if tabs else []
+
+
+def check_lines(*paths: Path) -> None:
+    """Refuse plain text files of unequal length: they are matched line by line.
+
+    Raises:
+        UsageError: They differ, or one of the files has a fault.
+    """
+    lines = {path: len(rows) for path in paths if (rows := read_rows(path)) and rows[0].form == "plain"}
+    if len(set(lines.values())) > 1:
+        counted = " against ".join(f"{count} lines in {path}" for path, count in lines.items())
+        raise UsageError(f"plain text files are matched line by line: {counted}; give files of equal length")
 
 
 def read_columns(path: Path) -> dict[str, dict[str, str]]:
@@ -90,32 +112,49 @@ def read_columns(path: Path) -> dict[str, dict[str, str]]:
     return columns
 
 
+def file_names(columns: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """COCO's ``file_name`` of each image that has one, by image id, from `read_columns`."""
+    return {image: fields["file_name"] for image, fields in columns.items() if fields.get("file_name")}
+
+
 def align(
-    predictions: Mapping[str, str], references: Mapping[str, list[str]], *, notes: list[str] | None = None
+    predictions: Mapping[str, str],
+    references: Mapping[str, list[str]],
+    *,
+    names: Mapping[str, str] | None = None,
+    notes: list[str] | None = None,
 ) -> dict[str, str]:
     """The predictions under the ids of the references.
 
-    Where an id is in both, nothing changes. Else, if ids of either side are paths or end in an image's extension, ids
-    are the same whose file names without extension are; a prediction that fits no reference keeps its id.
+    An id that is in both stays. Otherwise a prediction is matched by file name: with the reference whose id, or whose
+    name in ``names``, is the same path, or the same file name without folder and extension. A prediction that fits no
+    reference keeps its id.
 
     Args:
         predictions: Caption by image id or path.
         references: References by image id or path.
+        names: File name by image id of the references, where their file has one (COCO's ``file_name``).
         notes: Gets a sentence when file names were compared.
 
     Raises:
         UsageError: A file name that fits two predictions or two references.
     """
+    names = {image: name for image, name in (names or {}).items() if image in references}
     unmatched = predictions.keys() - references.keys()
-    if not unmatched or not any(_stem(image) != image for image in (*unmatched, *references)):
+    if not unmatched or not (names or any(_stem(image) != image for image in (*unmatched, *references))):
         return dict(predictions)
-    stems: defaultdict[str, list[str]] = defaultdict(list)
-    for image in references:
-        stems[_stem(image)].append(image)
+    own = _by_name((_stem(image), image) for image in references)
+    whole = _by_name((name, image) for image, name in names.items())
+    stems = _by_name((_stem(name), image) for image, name in names.items())
     aligned: dict[str, str] = {}
     origin: dict[str, str] = {}
+    through_names = 0
     for image, caption in predictions.items():
-        fitting = [image] if image in references else stems.get(_stem(image), [image])
+        fitting = [image] if image in references else own.get(_stem(image), [])
+        if not fitting:
+            fitting = whole.get(image) or stems.get(_stem(image), [])
+            through_names += bool(fitting)
+        fitting = fitting or [image]
         if len(fitting) > 1:
             raise UsageError(f"prediction {image!r} fits {len(fitting)} references by its file name; give whole ids")
         target = fitting[0]
@@ -125,12 +164,22 @@ def align(
                 "give them the ids of the references"
             )
         origin[target], aligned[target] = image, caption
-    matched = sum(target != image for target, image in origin.items())
+    matched = sum(target != image for target, image in origin.items()) - through_names
+    if through_names and notes is not None:
+        notes.append(f"{through_names} of {len(predictions)} predictions are matched by the references' file_name")
     if matched and notes is not None:
         notes.append(
             f"{matched} of {len(predictions)} predictions are matched by file name without folder and extension"
         )
     return aligned
+
+
+def _by_name(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Image ids by name."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for name, image in pairs:
+        found[name].append(image)
+    return dict(found)
 
 
 def _stem(image: str) -> str:

@@ -1,11 +1,12 @@
-"""Rows of a caption file of any form: COCO's JSON, JSON Lines, CSV, TSV, a JSON object by image id, plain text."""
+"""Rows of a caption file of any form: COCO's JSON, JSON Lines, CSV, TSV, a JSON object by image id, text."""
 
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from grrcoca_cli.errors import UsageError
 
@@ -17,7 +18,7 @@ TEXT_COLUMNS = ("caption", "captions", "text", "prediction", "reference", "refer
 
 FORMS = (
     'COCO JSON ([{"image_id": 1, "caption": "…"}]), {"1": "…"}, JSON Lines, a CSV or TSV with a header such as '
-    "file,caption, or plain text named .txt with a caption a line"
+    "file,caption, lines of a file, a tab and its caption, or plain text named .txt with one caption per line"
 )
 
 
@@ -28,17 +29,20 @@ class Row:
     Attributes:
         place: File and line, or file and entry, for messages.
         fields: Values by lower-case column name.
+        form: ``plain`` where the image's id is only the number of its line, ``tabbed`` where a tab ends it.
     """
 
     place: str
     fields: dict[str, object]
+    form: Literal["", "plain", "tabbed"] = ""
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Every row of the file; blank lines are no rows, but in plain text an empty caption.
+    """Every row of the file; a blank line is skipped, except in plain text, where it is an empty caption.
 
-    The form follows from the content, but that ``.csv`` and ``.tsv`` files are always tables, and a ``.txt`` file
-    whose first line is not JSON holds a caption a line; the line's number from 1 is then the image's id.
+    The form follows from the content, with two exceptions: ``.csv`` and ``.tsv`` files are always tables, and a
+    ``.txt`` file that is neither JSON nor tabbed holds one caption per line, whose number from 1 is the image's id.
+    A tabbed file has a tab in every line: a file, a tab, its caption, as ``grrcoca caption`` writes text.
 
     Raises:
         UsageError: The file is absent, unreadable, empty, not UTF-8 text, of another form or malformed.
@@ -46,8 +50,12 @@ def read_rows(path: Path) -> list[Row]:
     text = _read_text(path)
     if path.suffix.lower() in (".csv", ".tsv"):
         return list(_table_rows(path, text))
-    if path.suffix.lower() == ".txt" and not _is_json(text.lstrip().split("\n", 1)[0]):
-        return list(_plain_rows(path, text))
+    first = text.lstrip().split("\n", 1)[0]
+    if not _is_json(first):
+        if _is_tabbed(text):
+            return list(_table_rows(path, text) if _is_header(first) else _tabbed_rows(path, text))
+        if path.suffix.lower() == ".txt":
+            return list(_plain_rows(path, text))
     if text.lstrip()[0] not in "[{":
         raise UsageError(f"{path}: the form of this file is not known; give {FORMS}")
     try:
@@ -108,11 +116,12 @@ def _document_rows(path: Path, document: object) -> Iterator[Row]:
 def _with_image_columns(document: dict[str, object]) -> list[object]:
     """COCO's annotations, each with the columns of its image (``file_name`` and whatever else), for groups."""
     listed = document.get("images")
-    images = {image.get("id"): image for image in listed if isinstance(image, dict)} if isinstance(listed, list) else {}
+    listed = listed if isinstance(listed, list) else []
+    images = {str(image.get("id")): image for image in listed if isinstance(image, dict)}  # 1 and "1" are one id
     annotations = document["annotations"]
     assert isinstance(annotations, list)
     return [
-        {**images.get(entry.get("image_id"), {}), **entry} if isinstance(entry, dict) else entry
+        {**images.get(str(entry.get("image_id")), {}), **entry} if isinstance(entry, dict) else entry
         for entry in annotations
     ]
 
@@ -157,7 +166,24 @@ def _table_rows(path: Path, text: str) -> Iterator[Row]:
 
 def _plain_rows(path: Path, text: str) -> Iterator[Row]:
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
-        yield Row(f"{path}: line {number}", {"id": number, "caption": line.removesuffix("\r")})
+        yield Row(f"{path}: line {number}", {"id": number, "caption": line.removesuffix("\r")}, form="plain")
+
+
+def _tabbed_rows(path: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            image, _, caption = line.removesuffix("\r").partition("\t")
+            yield Row(f"{path}: line {number}", {"file": image, "caption": caption}, form="tabbed")
+
+
+def _is_tabbed(text: str) -> bool:
+    """Whether every line that is not blank has a tab after its first field."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    return all(line.find("\t") > 0 for line in lines)
+
+
+def _is_header(line: str) -> bool:
+    return _names_a_caption(line.split("\t"))
 
 
 def _is_json(line: str) -> bool:
@@ -174,5 +200,9 @@ def _row(place: str, value: object) -> Row:
 
 
 def _is_row(document: dict[str, object]) -> bool:
-    names = {name.strip().lower() for name in document}
+    return _names_a_caption(document)
+
+
+def _names_a_caption(columns: Iterable[str]) -> bool:
+    names = {name.strip().lower() for name in columns}
     return not names.isdisjoint(ID_COLUMNS) and not names.isdisjoint(TEXT_COLUMNS)

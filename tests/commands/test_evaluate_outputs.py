@@ -235,3 +235,32 @@ def test_odd_texts_do_no_harm(files: list[object], tmp_path: Path) -> None:
     code, _, err = run(*words)
     assert code == 2
     assert "'caption' is there twice" in err
+
+
+def test_coco_references_and_predictions_by_file(tmp_path: Path) -> None:
+    listed = [{"id": number, "file_name": f"COCO_val2014_{number:012d}.jpg"} for number in (7, 8)]
+    annotations = [{"id": 1, "image_id": 7, "caption": "a left lung"}, {"id": 2, "image_id": 8, "caption": "a hand"}]
+    (tmp_path / "r.json").write_text(json.dumps({"images": listed, "annotations": annotations}))
+    (tmp_path / "p.txt").write_text("".join(f"val2014/{image['file_name']}\ta left lung\n" for image in listed))
+    words = ["--predictions", tmp_path / "p.txt", "--references", tmp_path / "r.json"]
+    code, out, _ = run(*words, "--json")
+    notes = json.loads(out)["notes"]
+    assert code == 0
+    assert json.loads(out)["samples"] == 2
+    assert "2 of 2 predictions are matched by the references' file_name" in notes
+    assert "p.txt is read as a file, a tab and its caption in each line" in notes
+    (tmp_path / "p.txt").write_text("other.jpg\ta left lung\n")
+    code, _, err = run(*words)
+    assert code == 2
+    assert "other.jpg; ids of the references: 7, 8" in err
+
+
+def test_plain_text_of_unequal_length(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a lung\n" * 12)
+    (tmp_path / "r.txt").write_text("a lung\n" * 10)
+    code, _, err = run("--predictions", tmp_path / "p.txt", "--references", tmp_path / "r.txt")
+    assert code == 2
+    assert "12 lines in " in err
+    assert " against 10 lines in " in err
+    code, _, err = run("--predictions", tmp_path / "r.txt", "--references", tmp_path / "p.txt", "--missing", "zero")
+    assert code == 0

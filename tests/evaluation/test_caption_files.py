@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from grrcoca_cli.errors import UsageError
 from grrcoca_cli.evaluation import align, read_columns, read_predictions, read_references
+from grrcoca_cli.evaluation.inputs import file_names
 
 COCO_RESULTS = '[{"image_id": 1, "caption": "left lung"}, {"image_id": 2, "caption": "Ärm"}]'
 Write = Callable[[str, str | bytes], Path]
@@ -206,9 +207,43 @@ def test_plain_text_is_matched_line_by_line(write: Write) -> None:
     assert predictions == {"1": "left lung", "2": "", "3": "[arrow] Ärm"}
     first, second = write("r1.txt", "a\nb\nc\n"), write("r2.txt", "d\n\nf")
     assert read_references(first, second) == {"1": ["a", "d"], "2": ["b", ""], "3": ["c", "f"]}
-    with pytest.raises(UsageError, match=r"r1\.txt has 3, .*short\.txt has 2 lines"):
+    with pytest.raises(UsageError, match=r"3 lines in .*r1\.txt against 2 lines in .*short\.txt"):
         read_references(first, write("short.txt", "a\nb\n"))
     assert read_predictions(write("json.txt", '{"id": 7, "caption": "x"}\n')) == {"7": "x"}
+
+
+def test_text_of_the_caption_command_keeps_its_ids(write: Write) -> None:
+    notes: list[str] = []
+    text = "studies/a.dcm\tleft lung\n\nmy scans/b.dcm#3\t\nc.dcm\ta\tb\r\n"
+    expected = {"studies/a.dcm": "left lung", "my scans/b.dcm#3": "", "c.dcm": "a\tb"}
+    assert read_predictions(write("c.txt", text), notes=notes) == expected
+    assert notes == ["c.txt is read as a file, a tab and its caption in each line"]
+    assert read_predictions(write("c.out", text)) == expected
+    assert read_references(write("c.txt", text)) == {image: [caption] for image, caption in expected.items()}
+    assert read_predictions(write("h.txt", "ID\tCaption\na\tleft lung\n")) == {"a": "left lung"}
+
+
+def test_a_tab_in_some_lines_of_plain_text_is_noted(write: Write) -> None:
+    notes: list[str] = []
+    assert read_predictions(write("c.txt", "a\tb\nc\n"), notes=notes) == {"1": "a\tb", "2": "c"}
+    assert notes == ["c.txt is read as one caption per line; tabs in 1 of 2 lines"]
+
+
+def test_coco_file_names_lead_to_the_references(write: Write) -> None:
+    listed = [{"id": number, "file_name": f"COCO_val2014_{number:012d}.jpg"} for number in (7, 8)]
+    annotations = [{"id": 1, "image_id": "7", "caption": "a lung"}, {"id": 2, "image_id": 8, "caption": "a hand"}]
+    path = write("coco.json", json.dumps({"images": listed, "annotations": annotations}))
+    names, references = file_names(read_columns(path)), read_references(path)
+    assert names == {"7": "COCO_val2014_000000000007.jpg", "8": "COCO_val2014_000000000008.jpg"}
+    notes: list[str] = []
+    predictions = {"val2014/COCO_val2014_000000000007.jpg": "x", "8": "y"}
+    assert align(predictions, references, names=names, notes=notes) == {"7": "x", "8": "y"}
+    assert notes == ["1 of 2 predictions are matched by the references' file_name"]
+    twins = {"1": "ct/a.png", "2": "mr/a.png"}
+    both = {"1": ["p"], "2": ["q"]}
+    assert align({"mr/a.png": "x", "ct/a.png": "y"}, both, names=twins) == {"1": "y", "2": "x"}
+    with pytest.raises(UsageError, match="fits 2 references"):
+        align({"a.png": "x"}, both, names=twins)
 
 
 def test_the_plain_text_example_of_another_tool(shared_data: Path) -> None:
