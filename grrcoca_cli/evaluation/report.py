@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from grrcoca_cli.evaluation.judge import Evaluation
 from grrcoca_cli.evaluation.report_plots import Histogram, difference_plot, histogram, interval_plot
-from grrcoca_cli.evaluation.report_text import DIVERSITY, Row, clear_of_floor, compared, detail, in_short, verdict
+from grrcoca_cli.evaluation.report_text import DIVERSITY, Row, against_floor, compared, detail, in_short, verdict
 from grrcoca_cli.evaluation.statistics import MIN_RANKED
 
 RANKING = "bleu4_smoothed"
@@ -94,7 +94,7 @@ def render_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "signed": _signed, "tick": _tick, "clear_of_floor": clear_of_floor}
+    environment.filters |= {"number": _number, "signed": _signed, "tick": _tick, "against_floor": against_floor}
     rows = _rows(evaluation, labels, headlines)
     page = environment.get_template("report.html.j2").render(
         evaluation=evaluation,

@@ -10,6 +10,9 @@ from grrcoca_cli.evaluation.report_plots import IntervalPlot
 OURS, THEIRS, APART, UNCLEAR, EQUAL = "ours better", "theirs better", "not told apart", "unclear", "the same"
 """What a paired comparison says of a metric."""
 
+BETTER, WORSE = "better", "worse"
+"""What an interval says beside the score of random captions."""
+
 _SURE = 0.05
 
 DIVERSITY = {
@@ -122,20 +125,27 @@ def compared(rows: Sequence[Row]) -> list[str]:
 
 def _against_chance(rows: Sequence[Row]) -> list[str]:
     held = [row for row in rows if not row.proxy and None not in (row.result.interval, row.result.floor)]
-    above = [row for row in held if clear_of_floor(row.result)]
     if not held:
         return []
-    if len(above) == len(held):
+    of = {key: [row.label for row in held if against_floor(row.result) == key] for key in (BETTER, WORSE, "")}
+    if len(of[BETTER]) == len(held):
         return [f"Better than random captions of the same references in {_metrics(len(held))}."]
-    rest = [row.label for row in held if row not in above]
-    return [f"Not clearly better than random captions of the same references: {_listed(rest)}."]
+    found = []
+    if of[WORSE]:
+        found.append(f"Worse than a random caption of the same references: {_listed(of[WORSE])}.")
+    if of[""]:
+        found.append(f"Not clearly better than random captions of the same references: {_listed(of[''])}.")
+    return found
 
 
-def clear_of_floor(result: Result) -> bool:
-    """Whether the whole interval is better than what random captions score."""
+def against_floor(result: Result) -> str:
+    """Whether the whole interval is `BETTER` or `WORSE` than what random captions score; empty where it is neither."""
     if result.interval is None or result.floor is None:
-        return False
-    return result.interval.low > result.floor if result.higher_is_better else result.interval.high < result.floor
+        return ""
+    above, below = result.interval.low > result.floor, result.interval.high < result.floor
+    if not result.higher_is_better:
+        above, below = below, above
+    return BETTER if above else WORSE if below else ""
 
 
 def _conflicts(evaluation: Evaluation) -> list[str]:

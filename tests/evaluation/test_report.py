@@ -212,7 +212,26 @@ def test_arrows_and_sentences() -> None:
     for words in ("ece ↓ , lower", "caption_loss ↓ , lower", "bleu1 ↑ , higher", "No caption is said twice."):
         assert words in text
     assert "Not clearly better than random captions of the same references: bleu2." in text
-    assert text.count("inside or beyond the interval") == 1
+    assert text.count(", inside the interval") == 1
+    assert "worse than a random caption" not in text
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_an_interval_beyond_chance_is_called_worse(higher: bool) -> None:
+    evaluation, images = evaluated(3, "a mass", None)
+    floor = 0.4 if higher else 0.05
+    results = {
+        "bleu2": Result(0.2, Interval(0.1, 0.3), floor=floor, higher_is_better=higher),
+        "bleu3": Result(0.2, Interval(0.1, 0.3), floor=0.45 - floor, higher_is_better=higher),
+    }
+    page = render_report(
+        replace(evaluation, results=results), images, what="x", labels={}, headlines=["bleu2", "bleu3"], settings={}
+    )
+    text = Checker(page).text
+    assert "Worse than a random caption of the same references: bleu2." in text
+    assert "Not clearly better" not in text
+    assert text.count(": worse than a random caption") == 1
+    assert "inside the interval" not in text
 
 
 def test_a_page_without_images_or_groups() -> None:
@@ -220,7 +239,7 @@ def test_a_page_without_images_or_groups() -> None:
     page = render_report(evaluation, [], what="x", labels={}, headlines=["bleu1"], settings={})
     assert Checker(page).open == []
     assert "<article" not in page
-    assert "Better than" in page or "Not clearly better" in page
+    assert "Better than" in page or "Worse than" in page or "Not clearly better" in page
 
 
 @pytest.mark.parametrize(
