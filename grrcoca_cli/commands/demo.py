@@ -9,8 +9,8 @@ import numpy as np
 from grrcoca_cli.captioner import Captioner
 from grrcoca_cli.commands.datasets import open_split
 from grrcoca_cli.commands.evaluate import caption_and_measure, judge_subject
+from grrcoca_cli.commands.result_tables import show_tables
 from grrcoca_cli.commands.results import as_json as results_as_json
-from grrcoca_cli.commands.results import show_tables
 from grrcoca_cli.commands.train import Options, finetune, pretrain
 from grrcoca_cli.config import DataConfig, build_recipe, read_recipe
 from grrcoca_cli.console import duration, say

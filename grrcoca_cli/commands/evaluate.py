@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grrcoca_cli.commands.results import as_json, kind_of_rows, per_image_rows, show_tables, write_rows
+from grrcoca_cli.commands.result_tables import show_tables
+from grrcoca_cli.commands.results import as_json, kind_of_rows, per_image_rows, write_rows
 from grrcoca_cli.config import EvalConfig, Recipe, apply_settings, build_recipe
 from grrcoca_cli.console import say
 from grrcoca_cli.errors import ExitCode, UnreadableImage, UsageError

@@ -1,4 +1,4 @@
-"""How an evaluation is shown: tables for people, JSON for programs, a row an image for whoever looks closer."""
+"""How an evaluation is written: JSON for programs, one row per image for a closer look."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from grrcoca_cli.evaluation.statistics import MIN_RANKED
 from grrcoca_cli.files import write_atomically
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from grrcoca_cli.evaluation.judge import Evaluation, Result
 
 SCHEMA = 2
@@ -134,83 +132,3 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _cell(value: object) -> object:
     return " | ".join(map(str, value)) if isinstance(value, list) else value
-
-
-def show_tables(result: Evaluation) -> None:
-    """Print metrics, comparison, conflicts and groups as tables on stdout, notes and signature below."""
-    from rich.console import Console
-
-    console = Console(soft_wrap=True)
-    console.print(_metrics_table(result))
-    if any(found.difference for found in result.results.values()):
-        console.print(_comparison_table(result))
-    if any(proxy.comparable for proxy in result.clinical.kinds.values()):
-        console.print(_proxies_table(result))
-    if result.groups:
-        console.print(_groups_table(result))
-    shape = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in result.diversity.items())
-    console.print(f"captions: {shape}", markup=False, highlight=False)
-    for note in result.notes:
-        console.print(f"· {note}", markup=False, highlight=False)
-    console.print(result.signature, style="dim", markup=False, highlight=False)
-
-
-def _table(title: str, *columns: str) -> Table:
-    from rich.table import Table
-
-    table = Table(*columns, title=title, title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    return table
-
-
-def _metrics_table(result: Evaluation) -> Table:
-    table = _table(f"{result.images} images", "metric", "value", "95 % interval", "random caption")
-    for name, found in result.results.items():
-        if name not in PROXIES:
-            floor = _number(found.floor, "")
-            table.add_row(LABELS.get(name, name), _number(found.value), _interval(found.interval), floor)
-    return table
-
-
-def _comparison_table(result: Evaluation) -> Table:
-    table = _table("against the other captions, on the same images", "metric", "other", "ours less it", "95 %", "p")
-    for name, found in result.results.items():
-        if (change := found.difference) is not None:
-            interval = _interval(change.interval, sign=True)
-            cells = [_number(found.other), _number(change.value, sign=True), interval, f"{change.p:.4f}"]
-            table.add_row(LABELS.get(name, name), *cells)
-    return table
-
-
-def _proxies_table(result: Evaluation) -> Table:
-    columns = ("kind", "conflicts", "rate", "mentions right", "mentions found")
-    table = _table("conflicts with the references (a proxy)", *columns)
-    for kind, proxy in result.clinical.kinds.items():
-        table.add_row(
-            kind,
-            f"{proxy.conflicts} of {proxy.comparable}",
-            _number(proxy.rate),
-            f"{proxy.supported} of {proxy.said}",
-            f"{proxy.supported} of {proxy.wanted}",
-        )
-    return table
-
-
-def _groups_table(result: Evaluation) -> Table:
-    from rich.markup import escape
-
-    shown = [name for name in ("caption_loss", "bleu4", "rouge_l", "cider_d") if name in result.groups[0].values]
-    table = _table("groups", "group", "images", *(LABELS[name] for name in shown))
-    for group in result.groups:
-        name = escape(group.name) + ("" if group.images >= MIN_RANKED else " (too few to rank)")
-        table.add_row(name, str(group.images), *(_number(group.values[metric]) for metric in shown))
-    return table
-
-
-def _number(value: float | None, absent: str = "-", *, sign: bool = False) -> str:
-    return absent if value is None else f"{value:+.4f}" if sign else f"{value:.4f}"
-
-
-def _interval(interval: Any, *, sign: bool = False) -> str:
-    return "" if interval is None else f"{_number(interval.low, sign=sign)} … {_number(interval.high, sign=sign)}"
