@@ -18,7 +18,7 @@ from grrcoca_cli.model.generate import SpecialTokens, generate
 from grrcoca_cli.model.packed import can_pack, pack_for_decoding
 from grrcoca_cli.model.text import TextDecoder
 from grrcoca_cli.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
-from grrcoca_cli.training.device import autocast, choose_device, explain_out_of_memory
+from grrcoca_cli.training.device import autocast, choose_device, explain_out_of_memory, is_bf16, used_precision
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ class Captioner:
         tokenizer = self.checkpoint.tokenizer
         special = SpecialTokens(tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
         generator = torch.Generator(self.device).manual_seed(settings.seed + seed_offset)
+        if not is_bf16(self.device, "auto"):
+            memory = memory.float()  # encoded in bf16 where training.precision asks for it
         with explain_out_of_memory(f"captions of {len(memory)} pictures at once"), autocast(self.device, "auto"):
             text = self._packed_text if self._packs(settings) else None
             found = generate(self.checkpoint.model, memory, special, settings, generator, text=text)
@@ -118,6 +120,19 @@ class Captioner:
         if settings.weights == "float16" and not self._can_pack:
             raise UsageError('generation.weights = "float16" needs an x86 CPU and finite weights: set it to "auto"')
         return settings.weights != "float32" and self._can_pack
+
+    def numerics(self, precision: str, settings: GenerationConfig) -> dict[str, str]:
+        """Device and precision of losses (``precision`` asks for it) and captions, as they are used here.
+
+        Raises:
+            UsageError: Its weights cannot be decoded with as ``generation.weights`` asks.
+        """
+        return {
+            "device": self.device.type,
+            "precision": used_precision(self.device, precision),
+            "caption_precision": used_precision(self.device, "auto"),
+            "caption_weights": "float16" if self._packs(settings) else "float32",
+        }
 
     def encode_image(self, paths: Sequence[str | Path]) -> Tensor:
         """Unit embeddings (B, E) of DICOM files or pictures, on the CPU."""

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "grrcoca_cli.signals": BASE,
     "grrcoca_cli.files": BASE,
     "grrcoca_cli.config": BASE,
+    "grrcoca_cli.provenance": BASE | {"grrcoca_cli.files"},
     "grrcoca_cli.studies": BASE | {"grrcoca_cli.config"},
     "grrcoca_cli.model": BASE | {"grrcoca_cli.config"},
     "grrcoca_cli.data": BASE | {"grrcoca_cli.files"},

@@ -23,8 +23,9 @@ from grrcoca_cli.config import DistributedConfig, GenerationConfig, apply_settin
 from grrcoca_cli.console import ProgressLine, plain, say
 from grrcoca_cli.errors import ExitCode, NotAnImage, StoppedAndSaved, UnreadableImage, UsageError
 from grrcoca_cli.files import explain_os_errors, sha256_of, write_atomically
+from grrcoca_cli.provenance import provenance
 from grrcoca_cli.signals import StopRequest
-from grrcoca_cli.training.checkpoint import checkpoint_hash, find_checkpoint, read_config
+from grrcoca_cli.training.checkpoint import checkpoint_hash, find_checkpoint, read_config, weights_sha256
 from grrcoca_cli.training.ranks import join_ranks
 from medical.sources import ImageInput
 
@@ -91,7 +92,8 @@ def caption(options: Options) -> ExitCode:
             tasks = list(_tasks(options, counts))
             counts["known"] = len(tasks)
             made_with = _made_with(options, folder, generation, tasks)
-            done = finished(out_file, options.format, made_with) if out_file else set()
+            about = {"provenance": _provenance(folder, made_with)}
+            done = finished(out_file, options.format, made_with, about) if out_file else set()
             left = [task for task in tasks if _known_as(task, options) not in done] if done else tasks
             return left, counts, len(done)
 
@@ -147,6 +149,11 @@ def _made_with(options: Options, folder: Path, generation: GenerationConfig, tas
         names = "\n".join(task.input.name for task in tasks)
         made_with["files"] = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
     return made_with
+
+
+def _provenance(folder: Path, made_with: dict[str, Any]) -> dict[str, Any]:
+    checkpoint = {"path": str(folder.resolve()), "weights_sha256": weights_sha256(folder)}
+    return provenance({name: made_with[name] for name in ("generation", "frame", "window")}, checkpoint=checkpoint)
 
 
 def _known_as(task: Task, options: Options) -> str:

@@ -73,18 +73,19 @@ def key_of(row: Row) -> str:
     return f"{row['file']}#{row['frame']}" if row.get("frame") not in (None, "") else str(row["file"])
 
 
-def finished(out: Path, kind: str, made_with: Mapping[str, Any]) -> set[str]:
-    """Keys of the results that an earlier start of the same command wrote, and is to go on behind.
+def finished(out: Path, kind: str, made_with: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> set[str]:
+    """Keys of the results that an earlier start of the same command wrote.
 
     A line that was cut by a kill is removed, and so are rows of failures, which are tried again. What the rows were
-    made with stands in ``OUT.state`` beside them; without it, a file that is not empty is somebody's own.
+    made with is in ``OUT.state`` beside them; without it, a file that is not empty is somebody's own. ``about`` is
+    kept there as well, of the first start, and is not compared.
 
     Raises:
         UsageError: The file is something else, or was made with other settings.
     """
     state = _state_of(out)
     if not out.exists() or out.stat().st_size == 0:
-        write_json(state, dict(made_with))
+        write_json(state, {**made_with, **(about or {})})
         return set()
     try:
         earlier = json.loads(state.read_text(encoding="utf-8"))

@@ -3,12 +3,13 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from grrcoca_cli.captioner import Captioner
 from grrcoca_cli.commands.datasets import open_split
-from grrcoca_cli.commands.evaluate import caption_and_measure, judge_subject
+from grrcoca_cli.commands.evaluate import caption_and_measure, judge_subject, shown_settings
 from grrcoca_cli.commands.result_tables import show_tables
 from grrcoca_cli.commands.results import as_json as results_as_json
 from grrcoca_cli.commands.train import Options, finetune, pretrain
@@ -18,6 +19,7 @@ from grrcoca_cli.data.base import ImageSource, Pixels
 from grrcoca_cli.errors import ExitCode
 from grrcoca_cli.evaluation.judge import Evaluation
 from grrcoca_cli.files import explain_os_errors, make_folder, write_json
+from grrcoca_cli.provenance import provenance
 from medical.phantom_files import write_dicom_set, write_shards
 from medical.phantoms import attribute_accuracy
 
@@ -54,6 +56,7 @@ def demo(out: Path, device: str, *, as_json: bool) -> ExitCode:
     subject = caption_and_measure(captioner, dataset, samples, recipe, "test")
     predictions = subject.predictions
     result = judge_subject(subject, recipe.eval)
+    made_with = provenance(shown_settings(recipe, of_files=False), **subject.made_with)
     captioner.read = _blank
     blind = caption_and_measure(captioner, dataset, samples, recipe, "test").predictions
 
@@ -69,13 +72,13 @@ def demo(out: Path, device: str, *, as_json: bool) -> ExitCode:
         "right": shares,
         "right_on_blank_pictures": blind_shares,
         "minutes": round((time.monotonic() - began) / 60, 2),
-        **results_as_json(result),
+        **results_as_json(result, made_with=made_with),
     }
     write_json(out / "results.json", summary)
     if as_json:
         print(json.dumps(summary))
     else:
-        _show(out, summary, result, shares, blind_shares)
+        _show(out, summary, result, made_with, shares, blind_shares)
     return ExitCode.OK
 
 
@@ -87,13 +90,14 @@ def _show(
     out: Path,
     summary: dict[str, object],
     result: Evaluation,
+    made_with: dict[str, Any],
     shares: dict[str, float],
     blind: dict[str, float],
 ) -> None:
     print(f"picture    {summary['file']}  (synthetic)")
     print(f"caption    {summary['caption']}")
     print(f"reference  {summary['reference']}\n")
-    show_tables(result)
+    show_tables(result, made_with)
     print(f"\n{'right in the caption':<22}{'model':>8}{'blank pictures':>16}")
     for name, share in shares.items():
         print(f"{name.replace('_', ' '):<22}{share:>8.1%}{blind[name]:>16.1%}")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from grrcoca_cli.commands.result_tables import show_tables
 from grrcoca_cli.commands.results import as_json, kind_of_rows, per_image_rows, write_rows
@@ -19,8 +19,9 @@ from grrcoca_cli.evaluation.inputs import check_lines, file_names
 from grrcoca_cli.evaluation.judge import Evaluation, ModelSide, Result, Settings, check_columns, judge
 from grrcoca_cli.evaluation.metrics import Idf, Missing, dump_idf, read_idf, score
 from grrcoca_cli.evaluation.tokenize import tokenizer
-from grrcoca_cli.files import write_atomically
-from grrcoca_cli.training.checkpoint import find_checkpoint, read_config
+from grrcoca_cli.files import write_atomically, write_json
+from grrcoca_cli.provenance import of_file, provenance
+from grrcoca_cli.training.checkpoint import find_checkpoint, read_config, weights_sha256
 from grrcoca_cli.training.ranks import ALONE, Ranks, join_ranks
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Subject:
         notes: What a reader must know of how it was read.
         dataset: Where the pictures are, for the report's thumbnails.
         captioner: Reads them.
+        made_with: What it depends on: checkpoint and data, or files.
         unread: Count of pictures that could not be read.
     """
 
@@ -78,6 +80,7 @@ class Subject:
     notes: tuple[str, ...] = ()
     dataset: CaptionDataset | None = None
     captioner: Captioner | None = None
+    made_with: Mapping[str, object] = field(default_factory=dict)
     unread: int = 0
 
 
@@ -108,11 +111,12 @@ def evaluate(options: Options) -> ExitCode:
         if not ranks.is_first:
             return ExitCode.OK  # one process scores and writes
     result = judge_subject(replace(subject, notes=(*subject.notes, *notes)), config, other, idf)
+    made_with = _made_with(options, subject, plan.recipe)
     if options.as_json:
-        print(json.dumps(as_json(result, subject.what, _shown_settings(plan.recipe, of_files=bool(of_files)))))
+        print(json.dumps(as_json(result, subject.what, made_with["settings"], made_with)))
     else:
-        show_tables(result)
-    _write_files(options, subject, result, plan.recipe, other)
+        show_tables(result, made_with)
+    _write_files(options, subject, result, plan.recipe, other, made_with)
     return ExitCode.SOME_INPUTS_FAILED if subject.unread else ExitCode.OK
 
 
@@ -130,8 +134,15 @@ def _settings(config: EvalConfig) -> Settings:
     return Settings(config.tokenizer, config.group_by, config.cluster_by, config.resamples, config.seed)
 
 
-def _shown_settings(recipe: Recipe, *, of_files: bool) -> dict[str, object]:
-    """What the numbers depend on, for the outputs; no paths."""
+def _made_with(options: Options, subject: Subject, recipe: Recipe) -> dict[str, Any]:
+    """The provenance of all outputs."""
+    others = {name: of_file(path) for name, path in (("compare", options.compare), ("idf", options.idf)) if path}
+    settings = shown_settings(recipe, of_files=subject.captioner is None)
+    return provenance(settings, **subject.made_with, **others)
+
+
+def shown_settings(recipe: Recipe, *, of_files: bool) -> dict[str, object]:
+    """The settings that the numbers depend on, for the outputs."""
     shown = {f"eval.{name}": value for name, value in recipe.eval.model_dump().items() if name not in _NOT_SHOWN}
     if of_files:
         return {name: value for name, value in shown.items() if name != "eval.batch_size"}
@@ -237,6 +248,10 @@ def _plan_of_files(options: Options) -> Plan:
         missing="zero" if options.missing == "zero" else "error",
         columns=columns,
         notes=tuple(notes),
+        made_with={
+            "predictions": of_file(options.predictions),
+            "references": [of_file(path) for path in options.references],
+        },
     )
     return Plan(recipe, references, columns, lambda _: subject)
 
@@ -311,21 +326,34 @@ def caption_and_measure(
         notes=(f"samples whose captions have no word, not scored: {len(wordless)}",) if wordless else (),
         dataset=dataset,
         captioner=captioner,
+        made_with={
+            "checkpoint": {
+                "path": str(captioner.checkpoint.folder.resolve()),
+                "weights_sha256": weights_sha256(captioner.checkpoint.folder),
+            },
+            "data": {"dataset": recipe.data.dataset, "path": recipe.data.path, "split": split},
+            **captioner.numerics(recipe.training.precision, recipe.generation),
+        },
         unread=found.measurements.skipped.total(),
     )
 
 
 def _write_files(
-    options: Options, subject: Subject, result: Evaluation, recipe: Recipe, other: Mapping[str, str] | None
+    options: Options,
+    subject: Subject,
+    result: Evaluation,
+    recipe: Recipe,
+    other: Mapping[str, str] | None,
+    made_with: dict[str, Any],
 ) -> None:
     config = recipe.eval
     if options.out:
         write_rows(options.out, per_image_rows(result, subject.predictions, subject.references))
+        write_json(options.out.with_name(f"{options.out.name}.provenance.json"), made_with)
     if config.save_idf:
         write_atomically(Path(config.save_idf), dump_idf(subject.references, tokenizer=config.tokenizer))
     if options.report:
         from grrcoca_cli.commands.report import make_report
 
-        settings = _shown_settings(recipe, of_files=subject.captioner is None)
-        write_atomically(options.report, make_report(subject, result, config, settings, other))
+        write_atomically(options.report, make_report(subject, result, config, made_with, other))
         say(f"report: {options.report}")

@@ -17,6 +17,7 @@ from grrcoca_cli.evaluation.calibration import expected_calibration_error
 from grrcoca_cli.evaluation.judge import ModelSide
 from grrcoca_cli.evaluation.measures import Floats, Measure, ratio
 from grrcoca_cli.evaluation.retrieval import retrieval
+from grrcoca_cli.training.device import used_precision
 from grrcoca_cli.training.evaluate import Measurements, measure
 from grrcoca_cli.training.ranks import ALONE, Ranks
 
@@ -37,6 +38,7 @@ class ModelRun:
     measurements: Measurements
     captions: dict[str, Caption]
     scored: dict[str, str]  # the reference that the losses are of, by key
+    precision: str  # of the losses: bf16 or float32
 
 
 def run_model(captioner: Captioner, dataset: CaptionDataset, recipe: Recipe, ranks: Ranks = ALONE) -> ModelRun:
@@ -73,7 +75,7 @@ def run_model(captioner: Captioner, dataset: CaptionDataset, recipe: Recipe, ran
     for _, keys, found, texts in sorted((each for part in ranks.gather(own) for each in part), key=itemgetter(0)):
         captions.update(zip(keys, found, strict=True))
         scored.update(zip(keys, texts, strict=True))
-    return ModelRun(measurements, captions, scored)
+    return ModelRun(measurements, captions, scored, used_precision(captioner.device, precision))
 
 
 def describe_model(run: ModelRun, recipe: Recipe) -> ModelSide:
@@ -108,16 +110,16 @@ def describe_model(run: ModelRun, recipe: Recipe) -> ModelSide:
         },
         logprobs={key: caption.logprob for key, caption in run.captions.items()},
         notes=notes,
-        signature=_signature(recipe, report.contrastive_batch),
+        signature=_signature(recipe, report.contrastive_batch, run.precision),
     )
 
 
-def _signature(recipe: Recipe, contrastive_batch: int) -> str:
+def _signature(recipe: Recipe, contrastive_batch: int, precision: str) -> str:
     """What the model's numbers and its captions depend on beside its weights."""
     decoding = json.dumps(recipe.generation.model_dump(), sort_keys=True).encode()
     weights = f"{recipe.training.contrastive_weight:g},{recipe.training.caption_weight:g}"
     generation = hashlib.sha256(decoding).hexdigest()[:8]
-    return f"batch:{contrastive_batch}|weights:{weights}|precision:{recipe.training.precision}|gen:{generation}"
+    return f"batch:{contrastive_batch}|weights:{weights}|precision:{precision}|gen:{generation}"
 
 
 def _losses(found: Measurements, group: int, training: TrainingConfig) -> list[Measure]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from grrcoca_cli.errors import UnreadableImage
 from grrcoca_cli.evaluation.bleu import smoothed_bleu4
 from grrcoca_cli.evaluation.report import RANKING, ReportImage, render_report
 from grrcoca_cli.evaluation.tokenize import tokenizer
+from grrcoca_cli.provenance import as_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,7 +32,7 @@ def make_report(
     subject: Subject,
     result: Evaluation,
     config: EvalConfig,
-    settings: Mapping[str, object],
+    made_with: Mapping[str, Any],
     other: Mapping[str, str] | None,
 ) -> str:
     """The page, with thumbnails where the pictures are at hand."""
@@ -59,7 +60,8 @@ def make_report(
         what=subject.what,
         labels=LABELS | {RANKING: "smoothed BLEU-4"},
         headlines=HEADLINES,
-        settings={name: str(value) for name, value in settings.items()},
+        settings={name: str(value) for name, value in made_with["settings"].items()},
+        provenance=as_lines(made_with),
         thumbnail=_thumbnails(subject),
         compared_with=None if other is None else "the other captions",
         seed=config.seed,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from grrcoca_cli.commands.results import LABELS, PROXIES
 from grrcoca_cli.evaluation.statistics import MIN_RANKED
+from grrcoca_cli.provenance import as_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,8 +28,8 @@ class Sheet:
     rows: Sequence[Sequence[str]]
 
 
-def show_tables(result: Evaluation) -> None:
-    """Print metrics, comparison, conflicts and groups as tables on stdout, then notes and signature."""
+def show_tables(result: Evaluation, made_with: Mapping[str, Any]) -> None:
+    """Print metrics, comparison, conflicts and groups as tables on stdout, then notes, signature and provenance."""
     from rich.console import Console
 
     console = Console(soft_wrap=True)
@@ -43,7 +44,13 @@ def show_tables(result: Evaluation) -> None:
     console.print(f"captions: {shape}", markup=False, highlight=False)
     for note in result.notes:
         console.print(f"· {note}", markup=False, highlight=False)
-    console.print(result.signature, style="dim", markup=False, highlight=False)
+    settings = " ".join(f"{name}={value}" for name, value in made_with.get("settings", {}).items() if value != "")
+    for line in (
+        result.signature,
+        *(f"{name}: {value}" for name, value in as_lines(made_with).items()),
+        f"settings: {settings}",
+    ):
+        console.print(line, style="dim", markup=False, highlight=False)
 
 
 def print_sheet(console: Console, sheet: Sheet) -> None:

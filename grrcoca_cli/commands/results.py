@@ -51,8 +51,13 @@ LABELS = {
 PROXIES = tuple(f"{kind}_conflict" for kind in KINDS)
 
 
-def as_json(result: Evaluation, what: str = "", settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The result under its schema; with what was scored, and how."""
+def as_json(
+    result: Evaluation,
+    what: str = "",
+    settings: Mapping[str, Any] | None = None,
+    made_with: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The result under its schema; with what was scored, how, and the provenance."""
     return {
         "schema": SCHEMA,
         "subject": what,
@@ -67,6 +72,7 @@ def as_json(result: Evaluation, what: str = "", settings: Mapping[str, Any] | No
         "diversity": result.diversity,
         "notes": list(result.notes),
         "signature": result.signature,
+        "provenance": dict(made_with or {}),
     }
 
 

@@ -90,7 +90,11 @@ def check_lines(*paths: Path) -> None:
     Raises:
         UsageError: They differ, or one of the files has a fault.
     """
-    lines = {path: len(rows) for path in paths if (rows := read_rows(path)) and rows[0].form == "plain"}
+    lines: dict[Path, int] = {}
+    for path in paths:
+        rows = read_rows(path) if path.is_file() else []  # a pipe cannot be read twice
+        if rows and rows[0].form == "plain":
+            lines[path] = len(rows)
     if len(set(lines.values())) > 1:
         counted = " against ".join(f"{count} lines in {path}" for path, count in lines.items())
         raise UsageError(f"plain text files are matched line by line: {counted}; give files of equal length")

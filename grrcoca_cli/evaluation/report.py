@@ -66,6 +66,7 @@ def render_report(
     labels: Mapping[str, str],
     headlines: Sequence[str],
     settings: Mapping[str, str],
+    provenance: Mapping[str, str] | None = None,
     thumbnail: Callable[[str], bytes | None] = lambda image: None,
     compared_with: str | None = None,
     shown: int = 12,
@@ -80,6 +81,7 @@ def render_report(
         labels: Names of metrics for people.
         headlines: Metrics that stand at the top, as far as they are there.
         settings: How it was evaluated, for the foot of the page.
+        provenance: What it was made with, beside the settings.
         thumbnail: A small PNG or JPEG of an image by its id, asked only for those that are shown.
         compared_with: Name of the other captions.
         shown: Most images to show of each of the worst, the best and random others.
@@ -110,6 +112,7 @@ def render_report(
         labels=labels,
         what=what,
         settings=settings,
+        provenance=provenance or {},
         compared_with=compared_with,
     )
     return page.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair in a caption cannot be written

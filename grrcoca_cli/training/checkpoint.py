@@ -277,9 +277,18 @@ def checkpoint_hash(folder: Path) -> str:
     Raises:
         CheckpointRefused: The manifest is absent or damaged.
     """
+    return weights_sha256(folder)[:12]
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 of a checkpoint's weights, from its manifest.
+
+    Raises:
+        CheckpointRefused: The manifest is absent or damaged.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return str(manifest["files"][WEIGHTS]["sha256"])[:12]
+        return str(manifest["files"][WEIGHTS]["sha256"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointRefused(f"{folder / MANIFEST} is absent or damaged: copy the checkpoint again") from error
 

@@ -36,6 +36,11 @@ def is_bf16(device: torch.device, precision: str) -> bool:
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")
 
 
+def used_precision(device: torch.device, precision: str) -> str:
+    """The precision that ``precision`` means on ``device``: ``bf16`` or ``float32``."""
+    return "bf16" if is_bf16(device, precision) else "float32"
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Mixed precision for a forward pass."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16(device, precision))

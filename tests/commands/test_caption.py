@@ -17,6 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import grrcoca_cli
+from grrcoca_cli import __version__
 from grrcoca_cli.cli import app
 
 
@@ -85,6 +86,9 @@ def test_only_other_files_is_nothing_to_do(tiny_run: Path, tmp_path: Path) -> No
 def test_an_interrupted_file_goes_on(tiny_run: Path, mixed: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     run(mixed, "--checkpoint", tiny_run, "--format", "jsonl", "--out", whole)
+    state = json.loads(Path(f"{whole}.state").read_text())["provenance"]
+    assert len(state["checkpoint"]["weights_sha256"]) == 64
+    assert state["version"] == __version__
     lines = whole.read_text().splitlines(keepends=True)
     cut.write_text("".join(lines[:1]) + lines[1][:20])  # killed in the middle of a line
     shutil.copy(f"{whole}.state", f"{cut}.state")

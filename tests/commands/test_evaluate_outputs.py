@@ -1,14 +1,19 @@
 """`grrcoca eval` beside the plain table: comparisons, groups, clusters, rows, the report, Java by choice."""
 
 import csv
+import hashlib
 import json
+import os
 import random
+import re
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from grrcoca_cli import __version__
 from grrcoca_cli.cli import app
 
 
@@ -264,3 +269,52 @@ def test_plain_text_of_unequal_length(tmp_path: Path) -> None:
     assert " against 10 lines in " in err
     code, _, err = run("--predictions", tmp_path / "r.txt", "--references", tmp_path / "p.txt", "--missing", "zero")
     assert code == 0
+
+
+def test_every_output_says_what_it_was_made_with(tiny_run: Path, phantom_studies: Path, tmp_path: Path) -> None:
+    rows, report = tmp_path / "rows.csv", tmp_path / "r.html"
+    words = ["--checkpoint", tiny_run, "--data", phantom_studies, "--device", "cpu", "--set", "eval.seed=3"]
+    code, out, _ = run(*words, "--json", "--out", rows, "--report", report)
+    made_with = json.loads(out)["provenance"]
+    folder = Path(made_with["checkpoint"]["path"])
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert code == 0
+    assert made_with["checkpoint"]["weights_sha256"] == weights
+    assert made_with["data"] == {"dataset": "folder", "path": str(phantom_studies), "split": "test"}
+    assert (made_with["tool"], made_with["version"]) == ("grrcoca", __version__)
+    assert (made_with["device"], made_with["precision"]) == ("cpu", "float32")
+    assert made_with["settings"]["eval.seed"] == 3
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", made_with["time"])
+    assert "precision:float32" in json.loads(out)["signature"]
+    assert json.loads((tmp_path / "rows.csv.provenance.json").read_text()) == made_with
+    page = report.read_text(encoding="utf-8")
+    code, table, _ = run(*words)
+    for part in (weights, str(folder), __version__, str(phantom_studies), "float32"):
+        assert part in page
+        assert part in table
+    assert "eval.seed=3" in table
+    assert "precision: float32" in table
+    bf16 = json.loads(run(*words, "--json", "--set", "training.precision=bf16")[1])["provenance"]
+    assert (bf16["precision"], bf16["caption_precision"]) == ("bf16", "float32")
+
+
+def test_provenance_of_caption_files(files: list[object], tmp_path: Path) -> None:
+    found = json.loads(run(*files, "--compare", tmp_path / "worse.json", "--json")[1])["provenance"]
+    digest = hashlib.sha256((tmp_path / "p.json").read_bytes()).hexdigest()
+    assert found["predictions"] == {"path": str(tmp_path / "p.json"), "sha256": digest}
+    assert [file["path"] for file in found["references"]] == [str(tmp_path / "r.csv")]
+    assert found["compare"]["path"] == str(tmp_path / "worse.json")
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.json"])
+def test_predictions_may_come_out_of_a_pipe(tmp_path: Path, name: str) -> None:
+    (tmp_path / "r.json").write_text('{"1": "a lung", "2": "a hand"}')
+    pipe = tmp_path / name
+    os.mkfifo(pipe)
+    text = "a lung\na hand\n" if name == "p.txt" else '{"1": "a lung", "2": "a hand"}'
+    writer = threading.Thread(target=pipe.write_text, args=(text,), daemon=True)
+    writer.start()
+    code, out, _ = run("--predictions", pipe, "--references", tmp_path / "r.json", "--json")
+    writer.join(10)
+    assert code == 0
+    assert json.loads(out)["provenance"]["predictions"] == {"path": str(pipe)}
