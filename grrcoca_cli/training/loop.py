@@ -273,7 +273,10 @@ def _train(run: Run, live: _Live, log: MetricsLog, start: int, should_stop: Stop
             if (last or _due(step, config.eval_every) or step == 0) and not log.has_evaluation(step):
                 report = _evaluate(run, live, validation, should_stop)
                 measured = report is not None or len(validation.dataset) == 0
-                if report is not None:
+                if report is not None and not report.samples:
+                    progress.close()
+                    say(f"step {step}: {_nothing_readable(report)}")
+                elif report is not None:
                     row = {"step": step, **_as_row(report)}
                     log.add(row)
                     loggers.log(row, step)
@@ -471,6 +474,11 @@ def _show_evaluation(progress: ProgressLine, step: int, report: LossReport) -> N
         f"step {step}: validation caption loss {report.caption_loss:.3f} (perplexity {report.ppl_token:.2f}), "
         f"contrastive loss {report.contrastive_loss:.3f} among {report.contrastive_batch}, {report.samples} samples"
     )
+
+
+def _nothing_readable(report: LossReport) -> str:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in report.skipped.most_common())
+    return f"warning: no validation sample can be read ({kinds}), so there is no validation loss: check the data"
 
 
 def _count_bad(run: Run, bad: Counter[str], micros: Sequence[Batch], seen: int) -> int:

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from grrcoca_cli.cli import app
 from grrcoca_cli.config import TrainingConfig
+from grrcoca_cli.data.batches import Batch
 from grrcoca_cli.model import coca
 from grrcoca_cli.training import loop
 from grrcoca_cli.training.optimizer import learning_rate, make_optimizers
@@ -246,6 +248,24 @@ def test_a_few_bad_samples_are_counted_and_passed_over(
     assert err.count("unreadable sample (truncated)") == 1
     state = tmp_path / "run" / "checkpoints" / "step-9" / "training" / "state.json"
     assert json.loads(state.read_text())["bad_samples"]["truncated"] > 0
+
+
+def test_unreadable_validation_samples_are_said_in_words(
+    phantom_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.measure
+
+    def unreadable(model: object, batches: Iterable[Batch], *rest: object, **options: object) -> object:
+        gone = [Batch(b.images[:0], b.tokens[:0], [], [], Counter(truncated=len(b.keys))) for b in batches]
+        return real(model, gone, *rest, **options)
+
+    monkeypatch.setattr(loop, "measure", unreadable)
+    code, err = pretrain(phantom_shards, tmp_path / "run", "training.keep_best=true", "training.patience=1")
+    assert code == 0
+    assert "no validation sample can be read (8 truncated)" in err
+    assert "nan" not in err.lower()
+    assert not (tmp_path / "run" / "best").exists()
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(
