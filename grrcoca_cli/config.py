@@ -129,6 +129,18 @@ class ModelConfig(Section):
         variant = VARIANTS.get(given.get("variant", "grr-coca"), {})
         return {**size, **variant, **given}
 
+    @property
+    def size_name(self) -> str:
+        """The size, for people; said to be custom where a dimension is not the size's."""
+        same = all(getattr(self, name) == value for name, value in SIZES[self.size].items())
+        return self.size if same else f"custom (from {self.size})"
+
+    @property
+    def variant_name(self) -> str:
+        """The variant, for people; said to be custom where a part is not the variant's."""
+        same = all(getattr(self, name) == value for name, value in VARIANTS[self.variant].items())
+        return self.variant if same else f"custom (from {self.variant})"
+
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         for width, heads, where in (

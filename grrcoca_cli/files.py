@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import Any, BinaryIO
 from grrcoca_cli.errors import CheckpointRefused, OutOfResources, RunFolderInUse, UsageError
 
 MANIFEST = "MANIFEST.json"
+
+LOCK = "run.lock"
+"""The file of a run folder that the running process locks."""
 
 PARTIAL = ".partial"
 """Ends the hidden names of what is being written; what a kill leaves of it can be told by that."""
@@ -238,13 +242,13 @@ def lock_folder(folder: Path) -> Iterator[None]:
         RunFolderInUse: Another process holds it.
         UsageError: The folder cannot be written to, or its file system has no locks.
     """
-    lock = folder / "run.lock"
+    lock = folder / LOCK
     make_folder(folder)
     with explain_os_errors(folder):
         handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o666)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take_lock(handle)
         except BlockingIOError as error:
             raise RunFolderInUse(f"{folder} is in use by another run: wait for it, or choose another --out") from error
         except OSError as error:
@@ -253,6 +257,32 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _take_lock(handle: int) -> None:
+    """Lock, or raise `BlockingIOError`; once more after a moment, since `is_locked` holds it for an instant."""
+    with suppress(BlockingIOError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    time.sleep(0.1)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds a run folder; also where that cannot be told."""
+    try:
+        handle = os.open(folder / LOCK, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def _remove_partial(folder: Path) -> None:

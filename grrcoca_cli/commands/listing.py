@@ -7,7 +7,15 @@ from typing import Any
 from grrcoca_cli.config import SIZES, VARIANTS, read_recipe, recipe_folder, recipe_names
 from grrcoca_cli.errors import UsageError
 from grrcoca_cli.studies import read_study, study_names
-from grrcoca_cli.training.checkpoint import checkpoint_hash, count_parameters, find_checkpoint, read_config
+from grrcoca_cli.training.checkpoint import (
+    CONFIG,
+    checkpoint_hash,
+    checkpoints_of,
+    count_parameters,
+    find_checkpoint,
+    read_config,
+)
+from grrcoca_cli.training.runfolder import describe_state, run_state
 
 DATASETS = {
     "shards": "webdataset tars as img2dataset writes them (CC12M): a folder, glob or brace pattern",
@@ -67,17 +75,25 @@ def _models() -> dict[str, str]:
 
 
 def show_checkpoint(path: Path, *, as_json: bool) -> None:
-    """Print what a checkpoint is.
+    """Print what a checkpoint is, or how a run stands that has not saved one yet.
 
     Raises:
         CheckpointRefused: It is damaged or not a checkpoint.
     """
+    status = run_state(path)
+    if status and not (path / CONFIG).is_file() and not checkpoints_of(path):
+        if as_json:
+            print(json.dumps({"schema": 1, "run": str(path), "checkpoint": None, "status": status}))
+        else:
+            print(f"run             {path}\nstatus          {describe_state(path)}")
+            print("checkpoint      this run has not saved one yet")
+        return
     folder = find_checkpoint(path)
     config = read_config(folder)
     rows: dict[str, Any] = {
         "checkpoint": str(folder),
-        "variant": config.model.variant,
-        "size": config.model.size,
+        "variant": config.model.variant_name,
+        "size": config.model.size_name,
         "parameters": count_parameters(folder),
         "steps": config.step,
         "trained on": config.trained_on,
@@ -88,7 +104,12 @@ def show_checkpoint(path: Path, *, as_json: bool) -> None:
         "grrcoca": config.grrcoca_version,
     }
     if as_json:
-        print(json.dumps({"schema": 1, **rows, "config": config.model_dump(mode="json")}))
+        # The keys with blanks stay beside their new names for one version.
+        rows |= {name.replace(" ", "_"): value for name, value in rows.items()}
+        found = {"schema": 1, **rows, "config": config.model_dump(mode="json")}
+        print(json.dumps({**found, "status": status} if status else found))
         return
+    if status:
+        rows["status"] = describe_state(path)
     for name, value in rows.items():
         print(f"{name:<16}{f'{value:,}' if isinstance(value, int) else value}")

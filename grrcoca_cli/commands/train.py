@@ -260,7 +260,8 @@ def _run(recipe: Recipe, options: Options, model: CoCa, session: _Session) -> Pa
     parameters = sum(parameter.numel() for parameter in model.parameters())
     processes = f", {session.ranks.size} processes, {recipe.distributed.strategy}" if session.ranks.size > 1 else ""
     say(
-        f"model: {recipe.model.variant}, {recipe.model.size}, {parameters:,} parameters; on {session.device}{processes}"
+        f"model: {recipe.model.variant_name}, {recipe.model.size_name}, {parameters:,} parameters; "
+        f"on {session.device}{processes}"
     )
     last = train(run, options.resume)
     say(f"finished: {last}")
@@ -281,7 +282,7 @@ def _report_dry_run(run: Run, opened: OpenedData, seconds: float) -> None:
 
     recipe = run.recipe
     found = estimate(recipe, len(run.train), _mean_tokens(run), run.ranks.size, run.device)
-    say(f"model: {recipe.model.variant}, {recipe.model.size}")
+    say(f"model: {recipe.model.variant_name}, {recipe.model.size_name}")
     left = seconds * recipe.training.steps
     for line in (*found.lines(), f"time: {seconds:.3g} s a step, measured: {duration(left)} without evaluations"):
         say(line)

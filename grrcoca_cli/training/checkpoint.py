@@ -21,6 +21,7 @@ from grrcoca_cli.config import GenerationConfig, ModelConfig, Section
 from grrcoca_cli.console import say
 from grrcoca_cli.errors import CheckpointRefused, UsageError
 from grrcoca_cli.files import MANIFEST, new_folder, verify_folder
+from grrcoca_cli.training.runfolder import describe_state
 
 if TYPE_CHECKING:
     import torch
@@ -266,6 +267,8 @@ def find_checkpoint(path: Path) -> Path:
     if (path / CONFIG).is_file():
         return path
     folder = next(sound_checkpoints(path), None)
+    if folder is None and not checkpoints_of(path) and (state := describe_state(path)):
+        raise CheckpointRefused(f"{path}: this run has not saved a checkpoint yet ({state})")
     if folder is None:
         raise CheckpointRefused(f"{path} holds no sound checkpoint: expected {CONFIG} in it, or checkpoints/step-*/")
     return folder
@@ -366,7 +369,7 @@ pipeline_tag: image-to-text
 tags: [contrastive-captioner, radiology]
 ---
 
-# {config.model.variant}, {config.model.size}
+# {config.model.variant_name}, {config.model.size_name}
 
 A contrastive captioner of {parameters:,} parameters, trained for {config.step:,} steps on {config.trained_on}
 with grrcoca {__version__}. Pictures: {config.image.size} px, {config.image.fit}, DICOM window

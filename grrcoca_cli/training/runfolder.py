@@ -12,7 +12,7 @@ import tomli_w
 
 from grrcoca_cli.config import Recipe, read_recipe
 from grrcoca_cli.errors import UsageError
-from grrcoca_cli.files import PARTIAL, explain_os_errors, write_atomically, write_json
+from grrcoca_cli.files import PARTIAL, explain_os_errors, is_locked, write_atomically, write_json
 
 RECIPE = "recipe.toml"
 STATUS = "status.json"
@@ -58,6 +58,25 @@ def read_status(out: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return status if isinstance(status, dict) else {}
+
+
+def run_state(out: Path) -> dict[str, Any]:
+    """`read_status`, in which a run that no process holds any more is ``killed`` instead of ``running``."""
+    status = read_status(out)
+    if status.get("state") == "running" and not is_locked(out):
+        return status | {"state": "killed"}
+    return status
+
+
+def describe_state(out: Path) -> str:
+    """How the run stands, for people: ``running at step 20``; empty where the folder holds no run."""
+    status = run_state(out)
+    if not status:
+        return "not started" if (out / RECIPE).exists() else ""
+    text = f"{status.get('state')} at step {status.get('step')}"
+    if status.get("state") in ("killed", "stopped"):
+        return f"{text}; the same command resumes it"
+    return f"{text}: {status['reason']}" if status.get("reason") else text
 
 
 def newest_finished_run(root: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -12,6 +13,9 @@ import typer
 from typer.testing import CliRunner
 
 from grrcoca_cli.cli import app
+from grrcoca_cli.config import ModelConfig
+from grrcoca_cli.files import lock_folder
+from grrcoca_cli.training.runfolder import write_status
 
 HEAVY = ("torch", "numpy", "monai", "pydicom", "torchvision", "matplotlib", "nltk", "PIL")
 
@@ -83,6 +87,44 @@ def test_info_says_what_the_checkpoint_is(tiny_run: Path) -> None:
 
     tensors = load_file(Path(found["checkpoint"]) / "model.safetensors")
     assert found["parameters"] == sum(tensor.numel() for tensor in tensors.values())
+
+
+def test_info_names_a_changed_size_and_keys_without_blanks(tiny_run: Path) -> None:
+    found = json.loads(run("info", str(tiny_run), "--json")[1])
+    assert found["size"] == "custom (from tiny)"
+    assert found["variant"] == "grr-coca"
+    assert found["config"]["model"]["size"] == "tiny"
+    assert found["trained on"] == found["trained_on"]
+    assert found["context length"] == found["context_length"] == 40
+    assert found["status"]["state"] == "finished"
+    assert ModelConfig.model_validate({"size": "tiny"}).size_name == "tiny"
+    changed = ModelConfig.model_validate({"size": "tiny", "text_mlp": "gelu"})
+    assert (changed.size_name, changed.variant_name) == ("tiny", "custom (from grr-coca)")
+
+
+def test_info_of_a_run_without_a_checkpoint(tmp_path: Path) -> None:
+    write_status(tmp_path, "running", 7)
+    with lock_folder(tmp_path):
+        code, out, _ = run("info", str(tmp_path))
+        assert code == 0
+        assert "running at step 7" in out
+        assert "has not saved one yet" in out
+        assert json.loads(run("info", str(tmp_path), "--json")[1])["status"]["state"] == "running"
+    code, out, _ = run("info", str(tmp_path))
+    assert code == 0
+    assert "killed at step 7; the same command resumes it" in out
+    assert json.loads(run("info", str(tmp_path), "--json")[1])["status"]["state"] == "killed"
+    code, _, err = run("eval", "--checkpoint", str(tmp_path), "--data", str(tmp_path))
+    assert code == 7
+    assert "has not saved a checkpoint yet (killed at step 7" in err
+
+
+def test_a_killed_run_with_a_checkpoint_is_called_killed(tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    write_status(tmp_path / "run", "running", 4)
+    code, out, _ = run("info", str(tmp_path / "run"))
+    assert code == 0
+    assert "killed at step 4" in out
 
 
 def test_doctor_lists_codecs() -> None:
