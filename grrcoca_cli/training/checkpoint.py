@@ -140,11 +140,11 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
 
     from grrcoca_cli.data.tokenizer import CaptionTokenizer
     from grrcoca_cli.model.coca import CoCa
-    from grrcoca_cli.model.initialise import WithoutFirstValues
+    from grrcoca_cli.model.initialise import SkipInit
 
     verify_checkpoint(folder)
     config = read_config(folder)
-    with torch.device("meta"), WithoutFirstValues():
+    with torch.device("meta"), SkipInit():
         model = CoCa(config.model)
     _load_tensors(model, folder / WEIGHTS)
     return Checkpoint(folder, config, model.to(device).eval(), CaptionTokenizer.load(folder / TOKENIZER))

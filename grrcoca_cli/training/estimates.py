@@ -7,9 +7,12 @@ import torch
 
 from grrcoca_cli.config import Recipe
 from grrcoca_cli.model.coca import CoCa
+from grrcoca_cli.model.roles import role_of
 from grrcoca_cli.training.costs import FLOAT32, activation_bytes, meta_model, step_flops
 from grrcoca_cli.training.device import is_bf16
 from grrcoca_cli.training.optimizer import freeze, parameter_groups
+
+_PART_NAMES = {"image": "image encoder", "poolers": "poolers", "text": "text decoder", "head": "vocabulary head"}
 
 
 @dataclass(frozen=True)
@@ -156,15 +159,7 @@ def amount(count: float, unit: str = "") -> str:
 
 
 def _by_part(model: CoCa) -> dict[str, int]:
-    parts = {"image encoder": 0, "poolers": 0, "text decoder": 0, "vocabulary head": 0}
+    counts = dict.fromkeys(_PART_NAMES.values(), 0)
     for name, parameter in model.named_parameters():
-        if name.startswith("image_encoder."):
-            part = "image encoder"
-        elif name.startswith("text_decoder.head."):
-            part = "vocabulary head"
-        elif name.startswith("text_"):
-            part = "text decoder"
-        else:
-            part = "poolers"  # with the picture's projection and the temperature
-        parts[part] += parameter.numel()
-    return parts
+        counts[_PART_NAMES[role_of(name).part]] += parameter.numel()
+    return counts

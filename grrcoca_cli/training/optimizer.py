@@ -1,4 +1,4 @@
-"""What learns and how: frozen parts, AdamW with CoCa's decay groups, Muon by choice, the learning-rate schedule."""
+"""Optimisation: frozen parts, AdamW with CoCa's decay groups, Muon by choice, the learning-rate schedule."""
 
 import math
 from typing import Literal
@@ -8,36 +8,35 @@ from torch import nn
 
 from grrcoca_cli.config import TrainingConfig
 from grrcoca_cli.model.coca import CoCa
+from grrcoca_cli.model.roles import role_of
 from grrcoca_cli.training.muon import Float32Muon
-
-UNDECAYED = ("token_embedding", "positions", "cls", "queries", "logit_scale")
-NOT_HIDDEN = ("patch_embedding", "head", "image_projection", "text_projection")
 
 
 def freeze(model: CoCa, what: Literal["none", "image"]) -> None:
-    """Keep the image encoder (``image``; its poolers still learn) or nothing at its values; before `make_optimizers`.
+    """Freeze the image encoder (``image``; its poolers still learn) or nothing (``none``); before `make_optimizers`.
 
-    A frozen parameter gets no gradient and no decay, and its tower saves no activations. Patch dropout is no
-    property of weights: in training mode a frozen encoder still leaves patches out, as ``model.patch_dropout`` says.
+    A frozen parameter gets no gradient and no decay, and its tower saves no activations. Patch dropout is not a
+    property of weights: in training mode a frozen encoder still drops patches, as ``model.patch_dropout`` says.
     """
-    if what == "image":
-        model.image_encoder.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if role_of(name).part == what:
+            parameter.requires_grad_(False)
 
 
 def parameter_groups(
     model: nn.Module, config: TrainingConfig
 ) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """The parameters that learn: hidden matrices for Muon (none under AdamW), those that decay, those that do not."""
+    """The trainable parameters: hidden matrices for Muon (none under AdamW), those that decay, those that do not."""
     hidden: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     undecayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        parts = name.split(".")
+        role = role_of(name)
         if not parameter.requires_grad:
             continue
-        if parameter.dim() < 2 or any(part in UNDECAYED for part in parts):
+        if not role.decays:
             undecayed.append(parameter)
-        elif config.optimizer == "muon" and not any(part in NOT_HIDDEN for part in parts):
+        elif config.optimizer == "muon" and role.muon:
             hidden.append(parameter)
         else:
             decayed.append(parameter)
@@ -45,16 +44,16 @@ def parameter_groups(
 
 
 def make_optimizers(model: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """AdamW (Loshchilov and Hutter, 2019) for all, or Muon (Jordan et al., 2024) for hidden matrices and AdamW beside.
+    """AdamW (Loshchilov and Hutter, 2019) for all, or Muon (Jordan et al., 2024) for hidden matrices beside it.
 
     Norms, biases, embeddings and the temperature do not decay. Muon's updates are scaled to AdamW's size (Liu et al.,
-    2025, eq. 4), so that both follow one learning rate.
+    2025, eq. 4), so that both use one learning rate.
     """
     hidden, decayed, undecayed = parameter_groups(model, config)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": [parameter for parameter in undecayed if parameter.dim()], "weight_decay": 0.0},
-        # The temperature is never sharded, and one group cannot mix what is with what is not.
+        # The temperature is never sharded, and a group cannot mix sharded and unsharded parameters.
         {"params": [parameter for parameter in undecayed if not parameter.dim()], "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
