@@ -1,4 +1,4 @@
-"""The GRR-CoCa core: pictures and token ids in, features, logits and captions out. Depends on torch alone.
+"""The GRR-CoCa core: images and token ids to features, logits and captions. Depends only on torch.
 
 Dimensions, everywhere in this package:
 

@@ -12,6 +12,7 @@ from grrcoca_cli.model.initialise import init_weights
 from grrcoca_cli.model.linear_cross_entropy import TokenStatistics, linear_cross_entropy, token_statistics
 from grrcoca_cli.model.losses import Pairs, contrastive_loss, sigmoid_loss
 from grrcoca_cli.model.pooler import AttentionalPooler
+from grrcoca_cli.model.precision import at_least_float32
 from grrcoca_cli.model.text import TextDecoder
 from grrcoca_cli.model.vision import VisionTransformer
 
@@ -23,10 +24,10 @@ class CoCaOutput(NamedTuple):
 
     Attributes:
         image_features, text_features: Unit vectors (B, E).
-        memory: The captioner's image tokens (B, Q, Dm), for decoding the same pictures.
+        memory: The captioner's image tokens (B, Q, Dm), for decoding the same images.
         nll: Summed negative log-likelihood of the target tokens in nats, a scalar; None if only features were wanted.
-            Over the count of targets of the whole global batch it is the caption loss; CoCa (eq. 4) leaves it a sum.
-        tokens: The same by token, if wanted.
+            Divided by the target count of the whole global batch it is the caption loss; CoCa (eq. 4) keeps the sum.
+        tokens: The same for each token, if wanted.
     """
 
     image_features: Tensor
@@ -39,7 +40,7 @@ class CoCaOutput(NamedTuple):
 class CoCa(nn.Module):
     """Contrastive captioner (Yu et al., 2022) with the mechanisms that its configuration names.
 
-    A new model has initialised weights, except on the ``meta`` device.
+    A new model is initialised, except on the ``meta`` device.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -63,24 +64,24 @@ class CoCa(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Every transformer layer: what is recomputed, compiled and sharded as one."""
+        """Every transformer layer: the unit of recomputation, compilation and sharding."""
         decoder = self.text_decoder
         return [*self.image_encoder.blocks, *decoder.unimodal, *decoder.multimodal]
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised pictures (B, 3, H, W) to the captioner's image tokens (B, Q, Dm) and unit features (B, E)."""
+        """Normalised images (B, 3, H, W) to the captioner's image tokens (B, Q, Dm) and unit features (B, E)."""
         encoded = self.image_encoder(images)  # (B, N, D)
         memory = encoded if self.generative_pooler is None else self.generative_pooler(encoded)
         pooled = self.contrastive_pooler(memory if self.config.generative_pooler == "cascade" else encoded)
-        return memory, F.normalize(self.image_projection(pooled[:, 0]).float(), dim=-1)
+        return memory, F.normalize(_widen(self.image_projection(pooled[:, 0])), dim=-1)
 
     def encode_text(self, tokens: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
         """Token ids (B, L), padded at the end, to unimodal states (B, L, D) and unit features (B, E)."""
         hidden, cls = self.text_decoder.encode(tokens, (tokens != pad_id).sum(dim=1))
-        return hidden, F.normalize(self.text_projection(cls).float(), dim=-1)
+        return hidden, F.normalize(_widen(self.text_projection(cls)), dim=-1)
 
     def predict(self, hidden: Tensor, tokens: Tensor, memory: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
-        """States (T, D) that the vocabulary head reads, and the tokens (T,) to be predicted there, row after row.
+        """States (T, D) for the vocabulary head and the tokens (T,) to predict from them, row after row.
 
         Args:
             hidden: Unimodal states (B, L, D) of ``tokens``.
@@ -88,7 +89,7 @@ class CoCa(nn.Module):
             memory: The captioner's image tokens (B, Q, Dm).
             pad_id: The padding's id.
         """
-        # The one place where targets are shifted: position i predicts token i + 1.
+        # Targets are shifted only here: position i predicts token i + 1.
         targets = tokens[:, 1:]
         real = targets != pad_id
         return self.text_decoder.decode(hidden[:, :-1], memory, real), targets[real]
@@ -96,9 +97,9 @@ class CoCa(nn.Module):
     def forward(
         self, images: Tensor, tokens: Tensor, pad_id: int, want: Literal["features", "loss", "tokens"] = "loss"
     ) -> CoCaOutput:
-        """Pictures (B, 3, H, W) and their captions (B, L), begin and end token included.
+        """Images (B, 3, H, W) and their captions (B, L), begin and end token included.
 
-        ``want``: the contrastive features alone; the caption loss with them; or that loss token by token.
+        ``want``: only the contrastive features; also the caption loss; or also that loss for each token.
         """
         memory, image_features = self.encode_image(images)
         hidden, text_features = self.encode_text(tokens, pad_id)
@@ -113,7 +114,7 @@ class CoCa(nn.Module):
         return output._replace(nll=statistics.nll.sum(), tokens=statistics)
 
     def pair_loss(self, pairs: Pairs) -> Tensor:
-        """The contrastive loss that the configuration names, of one process's pairs."""
+        """The contrastive loss that the configuration names, over one process's pairs."""
         if self.logit_bias is None:
             return contrastive_loss(pairs, self.logit_scale)
         return sigmoid_loss(pairs, self.logit_scale, self.logit_bias)
@@ -127,3 +128,7 @@ class CoCa(nn.Module):
     def clamp_temperature(self) -> None:
         """Keep the temperature at or above its floor; called after each optimiser step (Radford et al., 2021)."""
         self.logit_scale.clamp_(max=-math.log(LOWEST_TEMPERATURE))
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x.to(at_least_float32(x.dtype))

@@ -1,7 +1,7 @@
 """RMSNorm and the gated half of a GEGLU layer with hand-written gradients: fewer passes over memory, less kept.
 
-Written out by autograd, both keep every intermediate of their width for the backward pass. Here each keeps its input
-alone and computes the rest again, which costs a few passes over what is in cache and no matrix product.
+Autograd would keep every intermediate of their width for the backward pass. These keep only their input and compute
+the rest again, which costs a few passes over data in the cache and no matrix product.
 """
 
 from typing import Any, cast
@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from grrcoca_cli.model.precision import at_least_float32
+
 
 class RMSNorm(nn.RMSNorm):
-    """`torch.nn.RMSNorm` over the last dimension (Zhang and Sennrich, 2019), in float32 whatever comes in.
+    """`torch.nn.RMSNorm` over the last dimension (Zhang and Sennrich, 2019), computed in at least float32.
 
-    Under autocast the result is in autocast's dtype, since a matrix product is what reads it.
+    Under autocast the result has autocast's dtype, since a matrix product reads it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -24,17 +26,21 @@ class RMSNorm(nn.RMSNorm):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         if torch.is_grad_enabled():
             return cast(Tensor, _RMSNorm.apply(x, self.weight, self.eps, dtype))
-        return (x.float() * _inverse_rms(x, self.eps)).mul_(self.weight).to(dtype)
+        return (_widen(x) * _inverse_rms(x, self.eps)).mul_(self.weight).to(dtype)
 
 
 def gated_product(gate_up: Tensor, weight: Tensor) -> Tensor:
-    """``(gelu(gate) * up) @ weight.T`` of ``gate_up`` (…, 2 H), gate first, and ``weight`` (D, H); gives (…, D)."""
+    """``(gelu(gate) * up) @ weight.T`` of ``gate_up`` (…, 2 H), gate first, and ``weight`` (D, H); returns (…, D)."""
     return cast(Tensor, _GatedProduct.apply(gate_up, weight))
 
 
+def _widen(x: Tensor) -> Tensor:
+    return x.to(at_least_float32(x.dtype))
+
+
 def _inverse_rms(x: Tensor, eps: float | None) -> Tensor:
-    """1 / sqrt(mean(x^2) + eps) over the last dimension of (…, D): (…, 1), float32."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    """1 / sqrt(mean(x^2) + eps) over the last dimension of (…, D): (…, 1), in at least float32."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=at_least_float32(x.dtype))
     return torch.addcmul(norm.new_tensor(eps or 0.0), norm, norm, value=1 / x.shape[-1]).rsqrt_()
 
 
@@ -43,16 +49,16 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float | None, dtype: torch.dtype) -> Tensor:
         scale = _inverse_rms(x, eps)
         ctx.save_for_backward(x, scale, weight)
-        return (x.float() * scale).mul_(weight).to(dtype)
+        return (_widen(x) * scale).mul_(weight).to(dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, scale, weight = ctx.saved_tensors
-        gradient = gradient.float()
-        normed = x.float() * scale
+        gradient = gradient.to(scale.dtype)
+        normed = _widen(x) * scale
         rows = (gradient * normed).flatten(0, -2)  # (N, D)
-        along = torch.mv(rows, weight.float()).view_as(scale).div_(x.shape[-1])
+        along = torch.mv(rows, weight.to(scale.dtype)).view_as(scale).div_(x.shape[-1])
         of_x = (gradient * weight).addcmul_(normed, along, value=-1).mul_(scale)
         return of_x.to(x.dtype), rows.sum(dim=0).to(weight.dtype), None, None
 

@@ -1,4 +1,4 @@
-"""Captions out of a model: greedy, sampled or by beam search, with cached keys and values."""
+"""Caption generation: greedy, sampled or by beam search, with cached keys and values."""
 
 import copy
 from dataclasses import dataclass
@@ -9,12 +9,13 @@ from torch import Tensor
 
 from grrcoca_cli.config import GenerationConfig
 from grrcoca_cli.model.coca import CoCa
+from grrcoca_cli.model.precision import at_least_float32
 from grrcoca_cli.model.text import TextDecoder
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids with a meaning of their own."""
+    """Ids of the special tokens."""
 
     pad: int
     bos: int
@@ -26,9 +27,9 @@ class GeneratedCaption:
     """One decoded caption.
 
     Attributes:
-        tokens: Ids without the begin token; the end token is the last, unless the length ran out.
-        logprobs: Log-probability of each token under the model itself, in nats, before temperature and filters.
-        score: What captions of one image are ranked by: the summed log-probability over length to the length penalty.
+        tokens: Ids without the begin token; the last is the end token, unless the caption reached its longest length.
+        logprobs: Log-probability of each token under the model, in nats, before temperature and filters.
+        score: Ranks the captions of one image: the summed log-probability over length to the length penalty.
     """
 
     tokens: list[int]
@@ -37,14 +38,14 @@ class GeneratedCaption:
 
 
 class _Decoder(Protocol):
-    """Next-token logits for rows that grow by a token a step."""
+    """Next-token logits for rows that grow by one token per step."""
 
     def step(self, tokens: Tensor) -> Tensor: ...
     def select(self, rows: Tensor, images: Tensor) -> None: ...
 
 
 class _CachedDecoder:
-    """Runs only the newest token; keys and values of the others, and of the image, are kept."""
+    """Runs only the newest token and keeps the keys and values of the others and of the image."""
 
     def __init__(self, text: TextDecoder, memory: Tensor) -> None:
         self.text = text
@@ -64,7 +65,7 @@ class _CachedDecoder:
 
 
 class _PrefixDecoder:
-    """Runs the whole prefix at every step: the slow reference that the cache is tested and measured against."""
+    """Runs the whole prefix at every step: the slow reference for tests and measurements of the cache."""
 
     def __init__(self, text: TextDecoder, memory: Tensor) -> None:
         self.text = text
@@ -101,9 +102,9 @@ def generate(
         model: In evaluation mode.
         memory: The captioner's image tokens (B, Q, Dm), from `CoCa.encode_image`.
         special: Begin, end and padding ids.
-        settings: Decoding; ``max_tokens`` is cut to what the context length leaves.
+        settings: Decoding; ``max_tokens`` is limited by the context length.
         generator: For sampling, on the device of ``memory``.
-        text: Decodes in the place of the model's own text decoder, as `pack_for_decoding` gives it.
+        text: Replaces the model's own text decoder, for example with the result of `pack_for_decoding`.
         use_cache: False recomputes every prefix; the result is the same.
     """
     text = text or model.text_decoder
@@ -115,8 +116,12 @@ def generate(
     return _sample(decoder, rows, longest, special, settings, generator)
 
 
+def _logprobs(logits: Tensor) -> Tensor:
+    return logits.log_softmax(dim=-1, dtype=at_least_float32(logits.dtype))
+
+
 def _constrain(logprobs: Tensor, so_far: Tensor, special: SpecialTokens, settings: GenerationConfig) -> None:
-    """Set refused tokens of ``logprobs`` (R, V) to minus infinity; ``so_far`` (R, t) are the tokens until now."""
+    """Set forbidden tokens of ``logprobs`` (R, V) to minus infinity; ``so_far`` (R, t) are the tokens so far."""
     logprobs[:, special.pad] = -torch.inf
     logprobs[:, special.bos] = -torch.inf
     if so_far.shape[1] + 1 < settings.min_tokens:
@@ -131,7 +136,7 @@ def _constrain(logprobs: Tensor, so_far: Tensor, special: SpecialTokens, setting
 
 
 def _choose(allowed: Tensor, settings: GenerationConfig, generator: torch.Generator | None) -> Tensor:
-    """One token a row (R,) from constrained log-probabilities (R, V)."""
+    """One token per row (R,) from constrained log-probabilities (R, V)."""
     if settings.temperature == 0:
         return allowed.argmax(dim=-1)
     scaled = allowed / settings.temperature
@@ -146,13 +151,13 @@ def _choose(allowed: Tensor, settings: GenerationConfig, generator: torch.Genera
 
 
 class _Rows:
-    """The unfinished captions: K rows for each image still decoded, side by side.
+    """The unfinished captions: K adjacent rows for each image that is still decoded.
 
     Attributes:
-        images: Which image each group of K rows describes (I,).
+        images: The image that each group of K rows describes (I,).
         tokens: Ids so far, without the begin token (R, t).
         logprobs: Their log-probabilities (R, t).
-        newest: What the decoder has not seen yet (R, 1).
+        newest: The tokens that the decoder has not seen yet (R, 1).
     """
 
     def __init__(self, images: int, width: int, bos_id: int, device: torch.device) -> None:
@@ -163,7 +168,7 @@ class _Rows:
         self.logprobs = torch.empty(images * width, 0, device=device)
 
     def append(self, chosen: Tensor, logprobs: Tensor) -> None:
-        """Lengthen every row by its token in ``chosen`` (R,), whose log-probabilities are ``logprobs`` (R,)."""
+        """Append to every row its token in ``chosen`` (R,), with its log-probability in ``logprobs`` (R,)."""
         self.newest = chosen.unsqueeze(1)
         self.tokens = torch.cat([self.tokens, self.newest], dim=1)
         self.logprobs = torch.cat([self.logprobs, logprobs.unsqueeze(1)], dim=1)
@@ -174,7 +179,7 @@ class _Rows:
         self.newest, self.tokens, self.logprobs = self.newest[rows], self.tokens[rows], self.logprobs[rows]
 
     def caption(self, row: int, settings: GenerationConfig, special: SpecialTokens) -> GeneratedCaption:
-        """One row as a caption; padding behind its end token is dropped."""
+        """One row as a caption; padding after its end token is dropped."""
         ids = [token for token in self.tokens[row].tolist() if token != special.pad]
         logprobs = self.logprobs[row, : len(ids)].tolist()
         return GeneratedCaption(ids, logprobs, sum(logprobs) / len(ids) ** settings.length_penalty)
@@ -193,7 +198,7 @@ def _sample(
     results: list[list[GeneratedCaption]] = [[] for _ in rows.images]
     has_ended = torch.zeros_like(rows.newest[:, 0], dtype=torch.bool)
     for position in range(longest):
-        scores = decoder.step(rows.newest).float().log_softmax(dim=-1)  # (R, V)
+        scores = _logprobs(decoder.step(rows.newest))  # (R, V)
         _constrain(scores, rows.tokens, special, settings)
         chosen = _choose(scores, settings, generator)
         rows.append(chosen.masked_fill(has_ended, special.pad), scores.gather(1, chosen.unsqueeze(1)).squeeze(1))
@@ -226,7 +231,7 @@ def _beam_search(
     totals = torch.full((len(results), K), -torch.inf, device=device)
     totals[:, 0] = 0
     for position in range(longest):
-        scores = decoder.step(rows.newest).float().log_softmax(dim=-1)  # (R, V)
+        scores = _logprobs(decoder.step(rows.newest))  # (R, V)
         V = scores.shape[1]
         _constrain(scores, rows.tokens, special, settings)
         # Of 2 K candidates at most K end their caption, so that K beams always live on.

@@ -1,7 +1,4 @@
-"""The parts both towers are made of: norms, feed-forward layers, rotary positions, attention, blocks."""
-
-import functools
-from typing import NamedTuple
+"""The layers both towers are made of: norms, feed-forward layers, attention."""
 
 import torch
 import torch.nn.functional as F
@@ -10,60 +7,9 @@ from torch import Tensor, nn
 from grrcoca_cli.config import MLPKind, NormKind
 from grrcoca_cli.model.fused import RMSNorm, gated_product
 from grrcoca_cli.model.ragged import Ragged
+from grrcoca_cli.model.rope import Rope, apply_rope
 
 NORM_EPS = 1e-6
-RASTER_ROPE_BASE = 10_000.0
-AXIAL_ROPE_BASE = 100.0
-
-
-class Rope(NamedTuple):
-    """A rotary embedding's factors of each channel and of its partner: each (N, k), or (B, 1, N, k) where rows differ.
-
-    Channels c and c + k/2 are a pair and turn by one angle: ``cos`` holds it twice, ``sin`` with a minus before.
-    """
-
-    cos: Tensor
-    sin: Tensor
-
-    @classmethod
-    def of(cls, angles: Tensor) -> "Rope":
-        """From the angle of each pair (N, k/2), in radians."""
-        cos, sin = angles.cos(), angles.sin()
-        return cls(torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1))
-
-    def at(self, start: int, stop: int) -> "Rope":
-        """The angles of positions ``start`` to ``stop - 1``."""
-        return Rope(self.cos[..., start:stop, :], self.sin[..., start:stop, :])
-
-
-@functools.cache
-def raster_rope(length: int, head_width: int, device: torch.device) -> Rope:
-    """One-dimensional rotary angles for positions 0 to ``length - 1`` (Su et al., 2021, eq. 15)."""
-    # Computed once, possibly while decoding: a tensor born in inference mode could not be trained with later.
-    with torch.inference_mode(False):
-        frequencies = RASTER_ROPE_BASE ** -(torch.arange(0, head_width, 2, device=device) / head_width)
-        angles = torch.outer(torch.arange(length, device=device), frequencies)  # (N, k/2)
-        return Rope.of(angles)
-
-
-@functools.cache
-def axial_rope(side: int, head_width: int, device: torch.device) -> Rope:
-    """Two-dimensional angles for a ``side`` x ``side`` grid (Heo et al., 2024, section 3.1).
-
-    Half of the channel pairs turn by the row, half by the column.
-    """
-    with torch.inference_mode(False):
-        half = head_width // 2
-        frequencies = AXIAL_ROPE_BASE ** -(torch.arange(0, half, 2, device=device) / half)
-        angles = torch.outer(torch.arange(side, device=device), frequencies)  # (side, k/4)
-        both = torch.cat([angles.repeat_interleave(side, dim=0), angles.repeat(side, 1)], dim=-1)  # (N, k/2)
-        return Rope.of(both)
-
-
-def apply_rope(x: Tensor, rope: Rope) -> Tensor:
-    """Rotate each channel pair of ``x`` (B, h, N, k) by its position's angle; same shape and dtype."""
-    partners = x.roll(x.shape[-1] // 2, dims=-1)  # beside each channel the other of its pair
-    return torch.addcmul(x * rope.cos, partners, rope.sin).to(x.dtype)
 
 
 def make_norm(kind: NormKind, width: int) -> nn.Module:
@@ -111,7 +57,7 @@ def make_feed_forward(kind: MLPKind, width: int, *, wide: bool) -> nn.Module:
 class KeyValueCache:
     """Keys and values of one self-attention layer, for at most ``capacity`` positions of each row.
 
-    Memory stands from the first ``append`` on, so that a decoding step writes in place.
+    The first ``append`` allocates all of it, so that a decoding step writes in place.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -120,7 +66,7 @@ class KeyValueCache:
         self._keys = self._values = torch.empty(0)
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add new positions, each (R, h, L, k); gives all so far."""
+        """Add new positions, each (R, h, L, k); returns all so far."""
         R, h, L, k = keys.shape
         if self.length == 0:
             self._keys = keys.new_empty(R, h, self.capacity, k)
@@ -132,8 +78,8 @@ class KeyValueCache:
         return self._keys[:, :, :stop], self._values[:, :, :stop]
 
     def select(self, rows: Tensor) -> None:
-        """Keep ``rows``, in that order and as often as named."""
-        # Whole rows are copied; plain indexing would gather them number by number.
+        """Keep ``rows``, in this order and as often as each is named."""
+        # Copies whole rows; plain indexing would gather them number by number.
         self._keys, self._values = self._keys.index_select(0, rows), self._values.index_select(0, rows)
 
 
@@ -159,25 +105,27 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """(B, N, D) to (B, N, D).
 
-        With a ``cache``, ``x`` follows the positions the cache holds; if ``ragged``, ``x`` is packed (1, T, D).
+        With a ``cache``, ``x`` follows the positions that it holds. If ``ragged``, ``x`` is packed (1, T, D).
         """
         qkv = self.qkv(x) if ragged is None else ragged.pad(self.qkv(x))
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, h, N, k)
         q, k = self.query_norm(q), self.key_norm(k)
         if rope is not None:
-            # The copy of v lets go of the projection's output, whose q and k nothing reads any more.
+            # The copy of v frees the projection's output, whose q and k are no longer read.
             q, k, v = apply_rope(q, rope), apply_rope(k, rope), v.contiguous()
         if cache is not None:
-            # One new position sees every key; several new ones are only ever the first of a cache.
-            assert x.shape[1] == 1 or cache.length == 0
+            # Several new positions are always the first of a cache; a later one alone sees every key.
+            assert cache.length == 0 or x.shape[1] == 1
+            causal = causal and cache.length == 0
             k, v = cache.append(k, v)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal and x.shape[1] > 1)
+        # A plain bool: one that depends on the length would bind an exported model to that length.
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         y = y.transpose(1, 2).flatten(2)
         return self.out(y if ragged is None else ragged.pack(y))  # type: ignore[no-any-return]
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention from a sequence to a memory of possibly another width; nothing is rotated."""
+    """Multi-head attention from a sequence to a memory, whose width may differ; nothing is rotated."""
 
     def __init__(self, width: int, memory_width: int, heads: int, *, bias: bool, qk_norm: bool) -> None:
         super().__init__()
@@ -189,12 +137,12 @@ class CrossAttention(nn.Module):
         self.key_norm: nn.Module = make_norm("rmsnorm", width // heads) if qk_norm else nn.Identity()
 
     def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a memory (B, Q, Dm), each (B, h, Q, k): once an image, however long the caption."""
+        """Keys and values of a memory (B, Q, Dm), each (B, h, Q, k): once per image, however long the caption."""
         k, v = self.key_value(memory).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.key_norm(k), v
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], ragged: Ragged | None = None) -> Tensor:
-        """(B, L, D), or (1, L, D) for all, to (B, L, D), reading ``keys_values`` of B memories.
+        """(B, L, D), or one (1, L, D) for all memories, to (B, L, D), reading ``keys_values`` of B memories.
 
         If ``ragged``, ``x`` is packed (1, T, D) and so is the result.
         """

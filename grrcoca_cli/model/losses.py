@@ -1,4 +1,4 @@
-"""The contrastive losses, CoCa's and SigLIP's, as this project defines them; the caption loss is the neighbour's."""
+"""The contrastive losses, CoCa's and SigLIP's, as this project defines them; captions have `linear_cross_entropy`."""
 
 from typing import NamedTuple
 
@@ -9,12 +9,12 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Pairs(NamedTuple):
-    """Unit vectors of one process's pairs, and of all pairs that compete with them.
+    """Unit vectors of one process's pairs, and of all pairs that they compete with.
 
     Attributes:
         images, texts: This process's (b, E), pair by pair.
-        all_images, all_texts: Those of every process (B, E), in the order of processes.
-        start: Where this process's pairs stand among all.
+        all_images, all_texts: Those of all processes (B, E), in the order of the processes.
+        start: Index of this process's first pair among all.
     """
 
     images: Tensor
@@ -32,10 +32,10 @@ class Pairs(NamedTuple):
 def contrastive_loss(pairs: Pairs, logit_scale: Tensor) -> Tensor:
     """Symmetric InfoNCE (Radford et al., 2021), in nats: the *mean* of image-to-text and text-to-image.
 
-    CoCa (Yu et al., 2022, eq. 3) sums the two directions; the mean is the field's common choice and half of that.
+    CoCa (Yu et al., 2022, eq. 3) sums the two directions; the mean, half of that sum, is the common choice.
 
     Args:
-        pairs: With several processes, the result is this one's share: their sum is the loss of all pairs.
+        pairs: With several processes the result is this one's share; the shares add up to the loss of all pairs.
         logit_scale: Logarithm of the inverse temperature, a scalar.
     """
     labels = pairs.start + torch.arange(len(pairs.images), device=pairs.images.device)
@@ -46,9 +46,9 @@ def contrastive_loss(pairs: Pairs, logit_scale: Tensor) -> Tensor:
 
 
 def sigmoid_loss(pairs: Pairs, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
-    """Every image with every text as a yes-or-no question, summed over texts, mean over images (Zhai et al., 2023).
+    """Each image and text as a yes-or-no question, summed over texts, mean over images (Zhai et al., 2023).
 
-    Computed in square blocks that are recomputed in the backward pass, so that no more than one stands in memory.
+    Computed in square blocks that are recomputed in the backward pass, so that only one is in memory at a time.
 
     Args:
         pairs: As for `contrastive_loss`.
@@ -67,7 +67,7 @@ def sigmoid_loss(pairs: Pairs, logit_scale: Tensor, logit_bias: Tensor) -> Tenso
 
 def _sigmoid_block(images: Tensor, texts: Tensor, logit_scale: Tensor, logit_bias: Tensor, diagonal: int) -> Tensor:
     logits = logit_scale.exp() * images @ texts.T + logit_bias  # (b, block)
-    # Which text belongs to image i: the one at i + diagonal, if it is in this block.
+    # The text of image i is the one at i + diagonal, if it is in this block.
     places = torch.arange(len(images), device=images.device).unsqueeze(1) + diagonal
     is_pair = places == torch.arange(len(texts), device=images.device)
     return -F.logsigmoid(torch.where(is_pair, logits, -logits)).sum()

@@ -1,6 +1,6 @@
-"""A text decoder for decoding on a CPU: the same layers, their weights in half the bytes and in the order of reading.
+"""A text decoder for decoding on a CPU: the same layers, with weights in half the bytes and in the order of reading.
 
-Each decoded token reads every weight once, so that its time is the bytes of the weights over the rate of memory.
+Each decoded token reads every weight once, so that its time is the bytes of the weights over the memory bandwidth.
 FBGEMM keeps a weight as float16 in panels of its own; activations, sums and results stay float32.
 """
 
@@ -22,7 +22,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         bias = None if linear.bias is None else linear.bias.detach().float()
         weight = linear.weight.detach().float()
-        # A plain attribute: what is packed is no tensor, and no checkpoint holds it.
+        # A plain attribute: the packed weight is not a tensor, and no checkpoint holds it.
         self._packed = torch.ops.quantized.linear_prepack_fp16.default(weight, bias)
         self._multiply = torch.ops.quantized.linear_dynamic_fp16.default
 
@@ -32,19 +32,20 @@ class PackedLinear(nn.Module):
 
 
 def can_pack(text: TextDecoder) -> bool:
-    """Whether this machine has the kernels, ``text`` is where they run and its weights are within float16's range."""
+    """Whether this machine has the kernels, ``text`` is on the CPU and its weights are within float16's range."""
     weights = [module.weight for module in text.modules() if isinstance(module, nn.Linear)]
     return (
         "fbgemm" in torch.backends.quantized.supported_engines
         and all(weight.device.type == "cpu" for weight in weights)
+        and all(weight.dtype != torch.float64 for weight in weights)
         and all(weight.abs().max().item() <= FLOAT16_MAX for weight in weights)
     )
 
 
 def pack_for_decoding(text: TextDecoder) -> TextDecoder:
-    """A decoder with packed linear layers that shares everything else with ``text``; for `TextDecoder.step` alone.
+    """A decoder with packed linear layers that shares everything else with ``text``; only for `TextDecoder.step`.
 
-    The projections of image tokens stay as they are: they run once an image, not once a token.
+    The projections of image tokens stay as they are: they run once per image, not once per token.
     """
     shared: dict[int, object] = {id(parameter): parameter for parameter in text.parameters()}
     packed = copy.deepcopy(text, shared)

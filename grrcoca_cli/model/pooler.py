@@ -9,7 +9,7 @@ from grrcoca_cli.model.layers import CrossAttention, make_norm
 class AttentionalPooler(nn.Module):
     """One attention layer from ``queries`` learned vectors to the encoder's tokens.
 
-    LayerNorm and no rotation in every variant, so that the arms of a comparison share it.
+    LayerNorm and no rotation in every variant, so that all variants of an ablation share it.
     """
 
     def __init__(self, width: int, memory_width: int, heads: int, queries: int) -> None:
@@ -22,5 +22,5 @@ class AttentionalPooler(nn.Module):
 
     def forward(self, memory: Tensor) -> Tensor:
         """Image tokens (B, N, Dm) to pooled tokens (B, Q, D)."""
-        queries = self.query_norm(self.queries).unsqueeze(0)  # the same of every image, projected once
+        queries = self.query_norm(self.queries).unsqueeze(0)  # the same for every image, projected once
         return self.norm(self.attention(queries, self.attention.keys_values(self.memory_norm(memory))))  # type: ignore[no-any-return]

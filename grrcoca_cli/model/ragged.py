@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 class Ragged:
-    """Where the real positions of a padded batch stand.
+    """The real positions of a padded batch.
 
-    All but attention works on real positions alone, side by side as one row; attention pads its input and takes its
-    output apart again. Of real captions, half of a batch is padding.
+    Every layer except attention works on the real positions only, concatenated as one row. Attention pads its input
+    and packs its output again. In batches of real captions, half of the positions are padding.
     """
 
     def __init__(self, real: Tensor) -> None:
@@ -24,7 +24,7 @@ class Ragged:
         return (rows if self._places is None else rows.index_select(0, self._places)).unsqueeze(0)
 
     def pad(self, x: Tensor) -> Tensor:
-        """`pack` undone: (1, T, …) to (B, L, …), zeros at padding."""
+        """The inverse of `pack`: (1, T, …) to (B, L, …), zeros at padding."""
         rows = x[0]
         if self._places is not None:
             rows = rows.new_zeros(self._shape.numel(), *rows.shape[1:]).index_copy(0, self._places, rows)

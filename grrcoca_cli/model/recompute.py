@@ -1,4 +1,4 @@
-"""Gradient checkpointing: layers that keep their input alone and compute the rest again in the backward pass."""
+"""Gradient checkpointing: layers that keep only their input and compute the rest again in the backward pass."""
 
 import ctypes
 import functools
@@ -11,24 +11,24 @@ TRIM_EVERY = 6  # layers; at 229 M parameters every twelfth peaks 3 % higher, ev
 
 
 def run_layers(layers: Iterable[nn.Module], x: Tensor, *inputs: object, recompute: bool) -> Tensor:
-    """``x`` through ``layers`` in turn, each given ``inputs`` besides; the same whether they ``recompute`` or not."""
+    """Pass ``x`` through ``layers`` in turn, each with ``inputs``; ``recompute`` does not change the result."""
     for number, layer in enumerate(layers):
         if not recompute:
             x = layer(x, *inputs)
             continue
         if number % TRIM_EVERY == 0 and x.device.type == "cpu":
-            give_back_freed()
+            trim_heap()
             if x.requires_grad:
-                x.register_hook(lambda _: give_back_freed())
+                x.register_hook(lambda _: trim_heap())
         x = checkpoint(layer, x, *inputs, use_reentrant=False)
     return x
 
 
-def give_back_freed() -> None:
-    """Let the system have the memory that tensors on a CPU have let go of.
+def trim_heap() -> None:
+    """Return the memory that freed CPU tensors occupied to the system.
 
-    In a backward pass gradients are born while activations die, and the C library keeps the gaps between them for
-    later. GNU's empties them where it is told to (malloc_trim); others are left alone.
+    In a backward pass gradients are allocated while activations are freed, and the C library keeps the gaps between
+    them for later. GNU's releases them when asked (malloc_trim); other libraries are left alone.
     """
     trim = _malloc_trim()
     if trim is not None:
@@ -39,5 +39,5 @@ def give_back_freed() -> None:
 def _malloc_trim() -> Callable[[int], int] | None:
     try:
         return ctypes.CDLL(None).malloc_trim
-    except (OSError, TypeError, AttributeError):  # no C library to be had that way, or one without this call
+    except (OSError, TypeError, AttributeError):  # no C library is reachable this way, or it lacks this call
         return None

@@ -1,4 +1,4 @@
-"""The text decoder: causal unimodal layers below, layers that also read the image above."""
+"""The text decoder: causal unimodal layers, then layers that also read the image."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
@@ -7,17 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from grrcoca_cli.config import ModelConfig
-from grrcoca_cli.model.layers import (
-    CrossAttention,
-    KeyValueCache,
-    Rope,
-    SelfAttention,
-    make_feed_forward,
-    make_norm,
-    raster_rope,
-)
+from grrcoca_cli.model.layers import CrossAttention, KeyValueCache, SelfAttention, make_feed_forward, make_norm
 from grrcoca_cli.model.ragged import Ragged
 from grrcoca_cli.model.recompute import run_layers
+from grrcoca_cli.model.rope import Rope, RopeTable, RotaryGrid
+
+ROPE_BASE = 10_000.0
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -42,7 +37,7 @@ class UnimodalBlock(nn.Module):
 
 
 class MultimodalBlock(UnimodalBlock):
-    """A unimodal block with cross-attention to the image between its two halves; one feed-forward layer in all."""
+    """A unimodal block with cross-attention to the image between its two halves; still one feed-forward layer."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -65,18 +60,18 @@ class MultimodalBlock(UnimodalBlock):
 
         Args:
             x: Text states.
-            rope: Of their positions, where the text is rotated.
-            image: Image tokens (B, Q, Dm); or, in decoding, their keys and values, of B images or of B / n with n
+            rope: The rotation at their positions, if the text is rotated.
+            image: Image tokens (B, Q, Dm). In decoding their keys and values, of B images, or of B / n images with n
                 rows each.
             cache: Keys and values of earlier positions.
             ragged: How ``x`` is packed.
         """
-        if isinstance(image, Tensor):  # in here, where sharded weights are whole and checkpointing can drop the result
+        if isinstance(image, Tensor):  # here, where sharded weights are whole and checkpointing can drop the result
             image = self.cross_attention.keys_values(image)
         x = x + self.attention(self.attention_norm(x), rope, causal=True, cache=cache, ragged=ragged)
         queries = self.cross_norm(x)
         if ragged is None:
-            # Rows that share an image ask it together: their positions stand side by side as its queries.
+            # Rows that share an image query it together: their positions are concatenated as its queries.
             queries = queries.reshape(image[0].shape[0], -1, x.shape[-1])
         x = x + self.cross_attention(queries, image, ragged).view_as(x)
         return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
@@ -85,9 +80,9 @@ class MultimodalBlock(UnimodalBlock):
 class TextDecoder(nn.Module):
     """Token ids to a text embedding and to next-token logits.
 
-    [CLS] stands right behind the last real token of its own row, at position n. The causal mask then is all the
-    masking there is: [CLS] sees its row's tokens and no padding, no token sees [CLS], and its embedding does not
-    depend on the length of its batch mates (Yu et al., 2022, section 3.2, appends it likewise).
+    [CLS] comes right after the last real token of its own row, at position n. No mask but the causal one is needed:
+    [CLS] sees its row's tokens and no padding, no token sees [CLS], and its embedding does not depend on the length of
+    the other captions in the batch. Yu et al. (2022, section 3.2) append it in the same way.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -98,6 +93,9 @@ class TextDecoder(nn.Module):
         self.positions = (
             nn.Parameter(torch.empty(config.context_length, width)) if config.text_positions == "learned" else None
         )
+        # One position more than the context, for [CLS].
+        grid = RotaryGrid((config.context_length + 1,), width // config.text_heads, ROPE_BASE)
+        self.rope = RopeTable(grid) if config.text_positions == "rope" else None
         self.cls = nn.Parameter(torch.empty(width))
         self.unimodal = nn.ModuleList(UnimodalBlock(config) for _ in range(config.unimodal_layers))
         self.cls_norm = make_norm(config.text_norm, width)
@@ -107,16 +105,12 @@ class TextDecoder(nn.Module):
         self.tie()
 
     def tie(self) -> None:
-        """Make the vocabulary head share the token embedding's weight, where the configuration says so."""
+        """Let the vocabulary head share the token embedding's weight, if the configuration says so."""
         if self.config.tied_embeddings:
             self.head.weight = self.token_embedding.weight
 
     def _rope(self, start: int, stop: int) -> Rope | None:
-        if self.positions is not None:
-            return None
-        longest = self.config.context_length + 1  # one more for [CLS]
-        head_width = self.config.text_width // self.config.text_heads
-        return raster_rope(longest, head_width, self.cls.device).at(start, stop)
+        return None if self.rope is None else self.rope.at(start, stop)
 
     def _run(self, blocks: nn.ModuleList, *inputs: Any) -> Tensor:
         return run_layers(blocks, *inputs, recompute=self.training and self.config.gradient_checkpointing)
@@ -136,7 +130,7 @@ class TextDecoder(nn.Module):
             lengths: Real tokens of each row (B,), 1 to L.
 
         Returns:
-            Hidden states (B, L, D), of use at real tokens alone, and the normalised [CLS] outputs (B, D).
+            Hidden states (B, L, D), valid at real tokens only, and the normalised [CLS] outputs (B, D).
         """
         x = self.embed(tokens)
         x = torch.cat([x, x.new_zeros(x.shape[0], 1, x.shape[2])], dim=1)  # (B, L + 1, D)
@@ -154,7 +148,7 @@ class TextDecoder(nn.Module):
         Args:
             hidden: Unimodal states (B, L, D).
             memory: Image tokens (B, Q, Dm).
-            real: Which positions are wanted, each with all before it in its row (B, L); None means all.
+            real: The wanted positions (B, L), each with all earlier ones of its row; None means all.
 
         Returns:
             Normalised states (B, L, D), or those of the T ``real`` positions, row after row (T, D).
@@ -169,11 +163,11 @@ class TextDecoder(nn.Module):
         """What each multimodal layer reads of the image tokens (B, Q, Dm), for `step`."""
         blocks = cast(Iterable[MultimodalBlock], self.multimodal)
         pairs = (block.cross_attention.keys_values(memory) for block in blocks)
-        # Every step reads them all: in the order they stand.
+        # Every step reads all of them, so they are stored in the order of reading.
         return [(keys.contiguous(), values.contiguous()) for keys, values in pairs]
 
     def new_caches(self) -> list[KeyValueCache]:
-        """Empty caches for every self-attention layer, bottom up."""
+        """Empty caches for every self-attention layer, from the first to the last."""
         return [KeyValueCache(self.config.context_length) for _ in (*self.unimodal, *self.multimodal)]
 
     def step(self, tokens: Tensor, caches: Sequence[KeyValueCache], image: Sequence[KeysValues]) -> Tensor:

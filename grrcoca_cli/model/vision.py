@@ -5,8 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grrcoca_cli.config import ModelConfig
-from grrcoca_cli.model.layers import Rope, SelfAttention, axial_rope, make_feed_forward, make_norm, raster_rope
+from grrcoca_cli.model.layers import SelfAttention, make_feed_forward, make_norm
+from grrcoca_cli.model.precision import at_least_float32
 from grrcoca_cli.model.recompute import run_layers
+from grrcoca_cli.model.rope import Rope, RopeTable, RotaryGrid
+
+RASTER_ROPE_BASE = 10_000.0
+AXIAL_ROPE_BASE = 100.0
 
 
 class ImageBlock(nn.Module):
@@ -27,7 +32,7 @@ class ImageBlock(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Pictures to image tokens, in raster order."""
+    """Images to image tokens, in raster order."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -37,26 +42,20 @@ class VisionTransformer(nn.Module):
         self.positions = (
             nn.Parameter(torch.empty(self.side**2, config.image_width)) if config.image_positions != "rope" else None
         )
+        self.rope = RopeTable(_grid(config, self.side)) if config.image_positions != "learned" else None
         self.blocks = nn.ModuleList(ImageBlock(config) for _ in range(config.image_layers))
         self.norm = make_norm(config.image_norm, config.image_width)
 
-    def _rope(self, device: torch.device) -> Rope | None:
-        if self.config.image_positions == "learned":
-            return None
-        head_width = self.config.image_width // self.config.image_heads
-        if self.config.rope == "raster":
-            return raster_rope(self.side**2, head_width, device)
-        return axial_rope(self.side, head_width, device)
-
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised pictures (B, 3, H, W) to image tokens (B, N, D), fewer of them in training with patch dropout."""
+        """Normalised images (B, 3, H, W) to image tokens (B, N, D), of which patch dropout leaves fewer in training."""
         # A strided convolution is a matrix product on unfolded patches, and faster as one.
         patches = F.pixel_unshuffle(images, self.config.patch_size).flatten(2).transpose(1, 2)  # (B, N, 3 P P)
-        # float32 from here on, with learned positions or without: autocast would keep a sum of bf16 in bf16.
-        x = self.patch_embedding(patches).float()  # (B, N, D)
+        # At least float32 from here, with or without learned positions: autocast would keep a sum of bf16 in bf16.
+        x = self.patch_embedding(patches)  # (B, N, D)
+        x = x.to(at_least_float32(x.dtype))
         if self.positions is not None:
             x = x + self.positions
-        rope = self._rope(x.device)
+        rope = None if self.rope is None else Rope(self.rope.cos, self.rope.sin)
         if self.training and self.config.patch_dropout:
             x, rope = self._drop_patches(x, rope)
         x = run_layers(self.blocks, x, rope, recompute=self.training and self.config.gradient_checkpointing)
@@ -71,3 +70,10 @@ class VisionTransformer(nn.Module):
         if rope is not None:
             rope = Rope(rope.cos[kept].unsqueeze(1), rope.sin[kept].unsqueeze(1))  # each (B, 1, kept, k)
         return x, rope
+
+
+def _grid(config: ModelConfig, side: int) -> RotaryGrid:
+    head_width = config.image_width // config.image_heads
+    if config.rope == "raster":
+        return RotaryGrid((side**2,), head_width, RASTER_ROPE_BASE)
+    return RotaryGrid((side, side), head_width, AXIAL_ROPE_BASE)

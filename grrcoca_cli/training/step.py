@@ -33,7 +33,9 @@ def spread(model: CoCa, recipe: Recipe, ranks: Ranks, device: torch.device) -> n
         return model
     with explain_lost_process():
         if recipe.distributed.strategy == "ddp":
-            return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+            devices = [device] if device.type == "cuda" else None
+            # The only buffers are rotary tables, which are the same everywhere and never change.
+            return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
         half = torch.bfloat16 if is_bf16(device, recipe.training.precision) else None
         # Inputs keep their type: rotary angles in bf16 would turn far positions wrongly.
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)

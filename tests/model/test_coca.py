@@ -11,7 +11,7 @@ import torch
 from grrcoca_cli.config import ModelConfig
 from grrcoca_cli.model.coca import CoCa
 from grrcoca_cli.model.losses import Pairs, contrastive_loss
-from grrcoca_cli.model.recompute import give_back_freed
+from grrcoca_cli.model.recompute import trim_heap
 
 PAD, BOS, EOS = 0, 1, 2
 
@@ -217,6 +217,6 @@ def test_what_tensors_let_go_of_goes_back_to_the_system() -> None:
     kept = blocks[::10]
     del blocks
     gaps = resident()
-    give_back_freed()
+    trim_heap()
     assert gaps - resident() > 150e6
     assert all(block.eq(1).all() for block in kept)
