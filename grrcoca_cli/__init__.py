@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import os
 
     from grrcoca_cli.captioner import Captioner
 
@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(checkpoint: str | Path, device: str = "auto") -> Captioner:
+def load(checkpoint: str | bytes | os.PathLike[str], device: str = "auto") -> Captioner:
     """Load a checkpoint or run folder: an object with ``caption``, ``encode_image`` and ``encode_text``.
 
     Args:

@@ -1,6 +1,7 @@
 """The Python door: a loaded checkpoint that captions and embeds pictures. Also what the commands stand on."""
 
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,9 @@ from torch import Tensor
 
 from grrcoca_cli.commands.datasets import dicom_reader
 from grrcoca_cli.config import GenerationConfig
-from grrcoca_cli.data.base import ImageReader, Pixels
+from grrcoca_cli.data.base import AnyImage, ImageReader, Pixels, as_source, several
 from grrcoca_cli.data.captions import clean_caption
-from grrcoca_cli.data.images import fit_image, normalize
+from grrcoca_cli.data.images import as_pixels, fit_image, normalize
 from grrcoca_cli.errors import UsageError
 from grrcoca_cli.model.generate import SpecialTokens, generate
 from grrcoca_cli.model.packed import can_pack, pack_for_decoding
@@ -49,7 +50,7 @@ class Captioner:
         self.read: ImageReader = dicom_reader(checkpoint.config.image.window)
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto") -> "Captioner":
+    def load(cls, path: str | bytes | os.PathLike[str], device: str = "auto") -> "Captioner":
         """Load a checkpoint folder, or the newest sound checkpoint of a run folder.
 
         Raises:
@@ -57,14 +58,14 @@ class Captioner:
             UsageError: There is nothing at ``path``, or no such device.
         """
         chosen = choose_device(device)
-        return cls(load_checkpoint(find_checkpoint(Path(path)), chosen), chosen)
+        return cls(load_checkpoint(find_checkpoint(Path(os.fsdecode(path))), chosen), chosen)
 
-    def caption(self, paths: Sequence[str | Path], *, batch_size: int = 8, **settings: int | float) -> list[str]:
-        """The best caption of each DICOM file or picture.
+    def caption(self, images: Sequence[AnyImage], *, batch_size: int = 8, **settings: int | float) -> list[str]:
+        """The best caption of each image.
 
         Args:
-            paths: Files.
-            batch_size: Pictures decoded at once.
+            images: Paths or bytes of DICOM and image files, or decoded images as `as_pixels` takes them.
+            batch_size: Images decoded at once.
             **settings: Fields of `GenerationConfig` that differ from the checkpoint's (``beams=4``).
 
         Raises:
@@ -73,8 +74,9 @@ class Captioner:
         """
         chosen = GenerationConfig.model_validate(self.checkpoint.config.generation.model_dump() | settings)
         texts: list[str] = []
-        for start in range(0, len(paths), batch_size):
-            pixels = [self.read(Path(path)) for path in paths[start : start + batch_size]]
+        chosen_images = list(several(images, "images"))
+        for start in range(0, len(chosen_images), batch_size):
+            pixels = [self._pixels(image) for image in chosen_images[start : start + batch_size]]
             texts += [captions[0].text for captions in self.caption_pixels(pixels, chosen)]
         return texts
 
@@ -134,19 +136,28 @@ class Captioner:
             "caption_weights": "float16" if self._packs(settings) else "float32",
         }
 
-    def encode_image(self, paths: Sequence[str | Path]) -> Tensor:
-        """Unit embeddings (B, E) of DICOM files or pictures, on the CPU."""
+    def encode_image(self, images: Sequence[AnyImage]) -> Tensor:
+        """Unit embeddings (B, E) of images, given as to `caption`, on the CPU."""
         with torch.inference_mode(), autocast(self.device, "auto"):
-            images = self.prepare([self.read(Path(path)) for path in paths])
-            return self.checkpoint.model.encode_image(images)[1].cpu()
+            inputs = self.prepare([self._pixels(image) for image in several(images, "images")])
+            return self.checkpoint.model.encode_image(inputs)[1].cpu()
 
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Unit embeddings (B, E) of captions, on the CPU; their product with `encode_image`'s is the similarity."""
         tokenizer, length = self.checkpoint.tokenizer, self.checkpoint.config.model.context_length
-        rows = [torch.tensor(tokenizer.encode(caption, length)) for caption in captions]
+        rows = [torch.tensor(tokenizer.encode(caption, length)) for caption in several(captions, "captions")]
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_id)
         with torch.inference_mode(), autocast(self.device, "auto"):
             return self.checkpoint.model.encode_text(tokens.to(self.device), tokenizer.pad_id)[1].cpu()
+
+    def __repr__(self) -> str:
+        model = self.checkpoint.config.model
+        return f"Captioner({str(self.checkpoint.folder)!r}, {model.variant} {model.size}, on {self.device})"
+
+    def _pixels(self, image: AnyImage) -> Pixels:
+        if isinstance(image, str | bytes | os.PathLike):
+            return self.read(as_source(image))
+        return as_pixels(image)
 
     def prepare(self, pixels: Sequence[Pixels]) -> Tensor:
         """Pictures (C, H, W) in [0, 1] as the model's input (B, 3, S, S), by the checkpoint's contract."""

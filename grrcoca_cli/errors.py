@@ -1,6 +1,8 @@
 """The errors a user can cause, each with its exit code. The message says what, where, and what to do next."""
 
+from copy import copy
 from enum import IntEnum
+from typing import Self
 
 
 class ExitCode(IntEnum):
@@ -49,6 +51,12 @@ class UnreadableImage(GrrcocaError):
     def __init__(self, kind: str, detail: str = "") -> None:
         super().__init__(f"{kind}: {detail}" if detail else kind)
         self.kind = kind
+
+    def of(self, name: str) -> Self:
+        """This error with the name of its file before its text."""
+        named = copy(self)
+        named.args = (f"{name}: {self}",)
+        return named
 
 
 class NotAnImage(UnreadableImage):

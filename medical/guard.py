@@ -9,17 +9,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from queue import Queue
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from grrcoca_cli.data.base import AnySource, ImageSource, as_source, several
 from grrcoca_cli.errors import UnreadableImage
 from medical.guard_process import Process
 from medical.guard_worker import Limits
 from medical.image import RadiologyImage, read_image
 
 if TYPE_CHECKING:
-    from grrcoca_cli.data.base import ImageReader, ImageSource, Pixels
+    from grrcoca_cli.data.base import ImageReader, Pixels
 
 __all__ = ["DEFAULT_LIMITS", "GuardedReader", "Limits", "guarded_map", "read_images"]
 
@@ -85,7 +85,7 @@ def guarded_map(
 
 
 def read_images(
-    sources: Iterable[Path | bytes],
+    sources: Iterable[AnySource],
     *,
     frame: int | str = "auto",
     window: str | None = None,
@@ -102,10 +102,27 @@ def read_images(
         limits: What one file may cost.
 
     Raises:
-        UsageError: `frame` or `window` is not understood; raised with the first picture.
+        UsageError: `sources` is a single file; `frame` or `window` is not understood, raised with the first image.
         OutOfResources: A worker does not start.
     """
-    return guarded_map(partial(read_image, frame=frame, window=window), sources, workers=workers, limits=limits)
+    return _read_named(several(sources, "images"), partial(read_image, frame=frame, window=window), workers, limits)
+
+
+def _read_named(
+    sources: Iterable[AnySource], read: Callable[[ImageSource], RadiologyImage], workers: int, limits: Limits
+) -> Iterator[RadiologyImage | UnreadableImage]:
+    """`guarded_map` whose errors name their file."""
+    names: deque[str] = deque()
+
+    def files() -> Iterator[ImageSource]:
+        for number, source in enumerate(sources):
+            file = as_source(source)
+            names.append(f"image {number}" if isinstance(file, bytes) else str(file))
+            yield file
+
+    for answer in guarded_map(read, files(), workers=workers, limits=limits):
+        name = names.popleft()
+        yield answer.of(name) if isinstance(answer, UnreadableImage) else answer
 
 
 class GuardedReader:
@@ -124,14 +141,15 @@ class GuardedReader:
         self._limits = limits
         self._processes: dict[int, Process] = {}  # by the id of the process that uses it: a fork inherits its parent's
 
-    def __call__(self, source: "ImageSource") -> "Pixels":
+    def __call__(self, source: AnySource) -> "Pixels":
         """The pixels of one file.
 
         Raises:
             UnreadableImage: As `read` does, and the further kinds of `guarded_map`.
+            UsageError: `source` is neither a path nor bytes.
             OutOfResources: The worker does not start.
         """
-        answer = self._processes.setdefault(os.getpid(), Process(self._read, self._limits))(source)
+        answer = self._processes.setdefault(os.getpid(), Process(self._read, self._limits))(as_source(source))
         if isinstance(answer, UnreadableImage):
             raise answer
         return cast("Pixels", answer)

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from grrcoca_cli.data.base import AnySource, ImageSource, as_source
 from grrcoca_cli.errors import UnreadableImage, UsageError
 from medical.aspect import pixel_aspect, square
 from medical.colour import apply_palette, scale_colour
@@ -75,8 +75,14 @@ class RadiologyImage:
     pixels: NDArray[np.float32]
     description: Description
 
+    def __repr__(self) -> str:
+        what = self.description
+        kind = what.modality or what.transfer_syntax
+        frame = f", frame {what.frame_read} of {what.frames}" if what.frames > 1 else ""
+        return f"RadiologyImage({self.pixels.shape}, {kind}{frame}, window {what.window})"
 
-def read_image(source: Path | bytes, *, frame: int | str = "auto", window: str | None = None) -> RadiologyImage:
+
+def read_image(source: AnySource, *, frame: int | str = "auto", window: str | None = None) -> RadiologyImage:
     """Read one picture, known by its content: DICOM, else PNG, JPEG, TIFF, WebP, BMP or GIF.
 
     Args:
@@ -90,8 +96,9 @@ def read_image(source: Path | bytes, *, frame: int | str = "auto", window: str |
     Raises:
         UnreadableImage: The file gives no pixels; the kind and the detail hold no value out of it.
         NotAnImage: It is neither DICOM nor a picture.
-        UsageError: `frame` or `window` is not understood.
+        UsageError: `source`, `frame` or `window` is not understood.
     """
+    source = as_source(source)
     choices, frame = parse_windows(window), _parse_frame(frame)
     if not is_dicom(read_head(source)):
         return _read_picture(source, choices)
@@ -100,7 +107,7 @@ def read_image(source: Path | bytes, *, frame: int | str = "auto", window: str |
         return _render(dataset, fmt, _frame_index(dataset, fmt.frames, frame), choices)
 
 
-def read_frames(source: Path | bytes, *, window: str | None = None) -> Iterator[RadiologyImage]:
+def read_frames(source: AnySource, *, window: str | None = None) -> Iterator[RadiologyImage]:
     """Every frame of a file in order, each decoded when it is asked for; one of a picture that is not DICOM.
 
     The file is opened and parsed once, with the first frame. A frame that cannot be decoded ends the iteration.
@@ -112,17 +119,17 @@ def read_frames(source: Path | bytes, *, window: str | None = None) -> Iterator[
     Raises:
         UnreadableImage: The file, or the frame that is due, gives no pixels.
         NotAnImage: It is neither DICOM nor a picture.
-        UsageError: `window` is not understood; raised at once.
+        UsageError: `source` or `window` is not understood; raised at once.
     """
-    return _frames(source, parse_windows(window))
+    return _frames(as_source(source), parse_windows(window))
 
 
-def read_pixels(source: Path | bytes, *, window: str | None = None) -> "Pixels":
+def read_pixels(source: AnySource, *, window: str | None = None) -> "Pixels":
     """The pixels of `read_image` alone: the image reader a data set takes."""
     return read_image(source, window=window).pixels
 
 
-def _frames(source: Path | bytes, choices: tuple[WindowChoice, ...]) -> Iterator[RadiologyImage]:
+def _frames(source: ImageSource, choices: tuple[WindowChoice, ...]) -> Iterator[RadiologyImage]:
     if not is_dicom(read_head(source)):
         yield _read_picture(source, choices)
         return
@@ -158,7 +165,7 @@ def _parse_frame(frame: int | str) -> int | str:
     raise UsageError(f"frame {frame!r} is not understood; give an index from 0, 'first', 'middle' or 'auto'")
 
 
-def read_head(source: Path | bytes) -> bytes:
+def read_head(source: ImageSource) -> bytes:
     """The first `HEAD_BYTES` of a file.
 
     Raises:
@@ -173,7 +180,7 @@ def read_head(source: Path | bytes) -> bytes:
         raise UnreadableImage("cannot be opened", error.strerror or type(error).__name__) from None
 
 
-def _read_picture(source: Path | bytes, choices: tuple[WindowChoice, ...]) -> RadiologyImage:
+def _read_picture(source: ImageSource, choices: tuple[WindowChoice, ...]) -> RadiologyImage:
     from grrcoca_cli.data.pictures import read_picture
 
     pixels = read_picture(source)
@@ -188,7 +195,7 @@ def _passed_over(choices: tuple[WindowChoice, ...]) -> list[str]:
     return ["the window asked for is not used: not a grey DICOM image"] if asked_for else []
 
 
-def _open_dicom(source: Path | bytes) -> tuple["FileDataset", PixelFormat]:
+def _open_dicom(source: ImageSource) -> tuple["FileDataset", PixelFormat]:
     dataset = parse(source)
     refuse_non_pictures(dataset)
     fmt = pixel_format(dataset)

@@ -5,20 +5,19 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from monai.config import PathLike as MonaiPath
 from monai.data import ImageReader
 from monai.transforms import LoadImaged
 from monai.utils import MetaKeys
 from numpy.typing import NDArray
 
+from grrcoca_cli.data.base import ImageSource, as_source
 from medical.image import read_image
 
 if TYPE_CHECKING:
-    Names: TypeAlias = Sequence[MonaiPath] | MonaiPath
+    Names: TypeAlias = Sequence[str | PathLike[str] | bytes] | str | PathLike[str] | bytes
 
 
 class RadiologyReader(ImageReader):  # type: ignore[misc]  # MONAI has no types
@@ -39,13 +38,13 @@ class RadiologyReader(ImageReader):  # type: ignore[misc]  # MONAI has no types
 
     def verify_suffix(self, filename: "Names") -> bool:
         """Whether every file is there; what it is, its content tells and not its name."""
-        return all(path.is_file() for path in _paths(filename))
+        return all(isinstance(source, bytes) or source.is_file() for source in _sources(filename))
 
-    def read(self, data: "Names", **kwargs: object) -> list[Path]:
-        """The paths alone; `get_data` opens them."""
-        return _paths(data)
+    def read(self, data: "Names", **kwargs: object) -> list[ImageSource]:
+        """The paths (or bytes) alone; `get_data` opens them."""
+        return _sources(data)
 
-    def get_data(self, img: Sequence[Path]) -> tuple[NDArray[np.float32], dict[str, object]]:
+    def get_data(self, img: Sequence[ImageSource]) -> tuple[NDArray[np.float32], dict[str, object]]:
         """Pixels and what may be said of the file.
 
         Args:
@@ -88,5 +87,7 @@ def load_radiology(keys: str | Sequence[str], *, frame: int | str = "auto", wind
     return transform
 
 
-def _paths(names: "Names") -> list[Path]:
-    return [Path(name) for name in ([names] if isinstance(names, str | PathLike) else names)]
+def _sources(names: "Names") -> list[ImageSource]:
+    if isinstance(names, str | PathLike | bytes):
+        return [as_source(names)]
+    return [as_source(name) for name in names]

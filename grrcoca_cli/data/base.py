@@ -1,16 +1,22 @@
 """The plain interfaces between data sets, image readers, transforms and the loop."""
 
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from grrcoca_cli.errors import UsageError
+
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
+
+T = TypeVar("T")
 
 Pixels = NDArray[np.float32]
 """One picture, (C, H, W), C 1 or 3, values in [0, 1]."""
@@ -18,11 +24,45 @@ Pixels = NDArray[np.float32]
 ImageSource = Path | bytes
 """Where a picture's bytes are: a file, or the bytes themselves (a member of a shard)."""
 
+AnySource = str | os.PathLike[str] | bytes
+"""What the Python API takes for an image: a file by name or path, or the bytes of one."""
+
+AnyImage: TypeAlias = "AnySource | Image | NDArray[Any] | Tensor"
+"""What `Captioner` takes for an image: a file, or an image that is decoded already."""
+
 ImageReader = Callable[[ImageSource], Pixels]
 """Reads one picture; raises `errors.UnreadableImage` and nothing else for bad input."""
 
 Augmentation = Callable[["Tensor", int], "Tensor"]
 """Takes a picture (3, S, S) in [0, 1] and a seed of its own, gives the same shape and range."""
+
+
+def as_source(source: AnySource) -> ImageSource:
+    """A file as a path, the bytes of a file as they are.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, str | os.PathLike):
+        return Path(source)
+    raise UsageError(f"an image is given as a path or as the bytes of a file, not as {type(source).__name__}")
+
+
+def several(items: Iterable[T], what: str) -> Iterable[T]:
+    """An argument that takes several items, as it is.
+
+    Args:
+        items: What a caller gave.
+        what: What the items are, for the message.
+
+    Raises:
+        UsageError: It is a single string, path or bytes object, or cannot be iterated over.
+    """
+    if isinstance(items, str | bytes | os.PathLike) or not isinstance(items, Iterable):
+        raise UsageError(f"give a list of {what}, not a single {type(items).__name__}: put it in [ ]")
+    return items
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,50 @@
 import math
 import random
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from grrcoca_cli.data.base import Pixels
+from grrcoca_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def as_pixels(image: "Image | NDArray[Any] | Tensor") -> Pixels:
+    """A decoded image as pixels (C, H, W) float32 in [0, 1].
+
+    Args:
+        image: A Pillow image, or an array or tensor (H, W), (H, W, C) or (C, H, W) with C 1 or 3: uint8 or uint16
+            over their full range, or floating point in [0, 1].
+
+    Raises:
+        UsageError: The type, the shape or the range is another.
+    """
+    if isinstance(image, Tensor):
+        values = image.detach().cpu().numpy()
+    elif isinstance(image, np.ndarray):
+        values = image
+    elif hasattr(image, "convert"):
+        grey = image.mode in ("1", "L", "LA", "I;16", "I;16L", "I;16B")
+        values = np.asarray(image if image.mode.startswith("I;16") else image.convert("L" if grey else "RGB"))
+    else:
+        raise UsageError(f"an image is a path, the bytes of a file, a Pillow image or an array, not {type(image)}")
+    values = values[None] if values.ndim == 2 else values
+    if values.ndim == 3 and values.shape[0] not in (1, 3):
+        values = values.transpose(2, 0, 1)
+    if values.ndim != 3 or values.shape[0] not in (1, 3) or 0 in values.shape:
+        raise UsageError(f"an image array of shape {values.shape}: give (H, W), (H, W, C) or (C, H, W) with C 1 or 3")
+    if values.dtype in (np.uint8, np.uint16):
+        return values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)
+    if values.dtype.kind != "f" or not (values.min() >= 0 and values.max() <= 1):
+        raise UsageError(f"an image array of type {values.dtype}: give uint8, uint16, or floating point in [0, 1]")
+    return values.astype(np.float32)
 
 
 def fit_image(pixels: Pixels | Tensor, size: int, fit: str = "letterbox") -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from grrcoca_cli.data.base import ImageSource, Pixels
+from grrcoca_cli.data.base import AnySource, Pixels, as_source
 from grrcoca_cli.errors import NotAnImage, UnreadableImage
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF")
@@ -29,7 +29,7 @@ _MAGIC = re.compile(
 _BITS_PER_SAMPLE = 258  # TIFF tag
 
 
-def read_picture(source: ImageSource) -> Pixels:
+def read_picture(source: AnySource) -> Pixels:
     """One picture as float32 (C, H, W) in [0, 1], upright; C is 1 for grey and 3 for colour.
 
     The format is known by content, never by name. 8-bit channels are divided by 255 and 16-bit grey by its own
@@ -45,6 +45,7 @@ def read_picture(source: ImageSource) -> Pixels:
         NotAnImage: The content is none of `FORMATS`.
         UnreadableImage: The file is missing, empty, truncated, damaged or above `MAX_PIXELS`.
     """
+    source = as_source(source)
     if isinstance(source, Path) and not source.is_file():
         raise UnreadableImage("no such file")
     try:

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from grrcoca_cli.data.images import augment_picture, fit_image, normalize
+from grrcoca_cli.data.images import as_pixels, augment_picture, fit_image, normalize
 from grrcoca_cli.data.pictures import read_picture
-from grrcoca_cli.errors import NotAnImage, UnreadableImage
+from grrcoca_cli.errors import NotAnImage, UnreadableImage, UsageError
 
 RANDOM = np.random.default_rng(0)
 GREY16 = RANDOM.integers(0, 65535, (12, 20), dtype=np.uint16)
@@ -225,3 +225,22 @@ def test_pictures_are_mirrored_or_turned_only_where_asked_for() -> None:
     assert 8 < mirrored < 32
     turned = sum(bool(augment_picture(image, seed, quarter_turns=True)[:, :10].mean() > 0.9) for seed in range(40))
     assert 2 < turned < 20
+
+
+def test_a_decoded_image_is_taken_as_pillow_array_or_tensor() -> None:
+    grey = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    expected = grey[None].astype(np.float32) / 255
+    color = np.stack([grey] * 3, axis=-1)
+    for image in (grey, torch.from_numpy(grey), Image.fromarray(grey), expected, expected[0]):
+        np.testing.assert_array_equal(as_pixels(image), expected)
+    for image in (color, color.transpose(2, 0, 1), Image.fromarray(color)):
+        np.testing.assert_array_equal(as_pixels(image), np.repeat(expected, 3, axis=0))
+    deep = np.array([[0, 65535]], dtype=np.uint16)
+    np.testing.assert_array_equal(as_pixels(deep), [[[0.0, 1.0]]])
+    np.testing.assert_array_equal(as_pixels(Image.fromarray(deep)), [[[0.0, 1.0]]])
+
+
+@pytest.mark.parametrize("image", [np.zeros((2, 3, 5, 7)), np.full((2, 3), 1.5), np.zeros((2, 3), int), 7, None])
+def test_an_array_that_is_no_image_is_refused(image: object) -> None:
+    with pytest.raises(UsageError, match="image"):
+        as_pixels(image)  # type: ignore[arg-type]

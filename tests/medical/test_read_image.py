@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from pydicom.uid import (
 
 from grrcoca_cli.errors import NotAnImage, UnreadableImage, UsageError
 from medical import image as image_module
+from medical.guard import GuardedReader, read_images
 from medical.image import read_frames, read_image, read_pixels
+from medical.monai_reader import RadiologyReader
 
 GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 WINDOW = {"WindowCenter": "128.0", "WindowWidth": "256.0"}
@@ -350,3 +353,49 @@ def test_the_data_set_that_is_kept_holds_no_identity(make_dicom):
 
     assert b"Marked^Value" in make_dicom(GREY)
     assert "Marked" not in str(parse(make_dicom(GREY, InstitutionName="Marked", AccessionNumber="Marked")))
+
+
+def test_a_file_is_named_by_text_path_or_content(make_dicom, tmp_path):
+    data = make_dicom(GREY, **WINDOW)
+    path = tmp_path / "scan.dcm"
+    path.write_bytes(data)
+    read = GuardedReader(read_pixels)
+    for source in (str(path), path, data):
+        image = read_image(source)
+        for pixels in (
+            next(read_frames(source)).pixels,
+            read_pixels(source),
+            read(source),
+            next(read_images([source], workers=1)).pixels,
+            RadiologyReader().get_data(RadiologyReader().read(source))[0],
+        ):
+            np.testing.assert_array_equal(pixels, image.pixels)
+    read.close()
+
+
+def test_what_is_no_file_is_refused_in_words():
+    for reader in (read_image, read_frames, read_pixels, GuardedReader(read_pixels)):
+        with pytest.raises(UsageError, match="an image is given as a path or as the bytes of a file, not as int"):
+            reader(7)
+    for single in ("scan.dcm", Path("scan.dcm"), b"DICM"):
+        with pytest.raises(UsageError, match="give a list of images"):
+            read_images(single)
+
+
+def test_an_image_prints_as_one_short_line_without_its_pixels(make_dicom):
+    image = read_image(make_dicom(GREY, **WINDOW))
+    assert repr(image).startswith(f"RadiologyImage({image.pixels.shape}")
+    assert len(repr(image)) < 160
+    assert "array" not in repr(image)
+
+
+def test_an_image_that_cannot_be_read_is_named_with_its_file(make_dicom, tmp_path):
+    path = tmp_path / "scan.dcm"
+    path.write_bytes(make_dicom(GREY, **WINDOW))
+    (tmp_path / "other.dcm").write_bytes(b"no image")
+    sources = [str(path), tmp_path / "missing.dcm", str(tmp_path / "other.dcm"), path.read_bytes(), b"no image"]
+    first, missing, other, again, nameless = read_images(sources)
+    assert str(missing) == f"{tmp_path / 'missing.dcm'}: cannot be opened: No such file or directory"
+    assert str(other).startswith(f"{tmp_path / 'other.dcm'}: not an image")
+    assert str(nameless).startswith("image 4: not an image")
+    assert repr(first) == repr(again)
