@@ -10,7 +10,7 @@ from typing import Annotated, ParamSpec
 import typer
 
 from grrcoca_cli import __version__
-from grrcoca_cli.console import say
+from grrcoca_cli.console import end_progress, say
 from grrcoca_cli.errors import ExitCode, GrrcocaError, UsageError
 
 P = ParamSpec("P")
@@ -50,7 +50,10 @@ def _command(function: Callable[P, ExitCode | None]) -> Callable[P, None]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            code = function(*args, **kwargs)
+            try:
+                code = function(*args, **kwargs)
+            finally:
+                end_progress()
         except GrrcocaError as error:
             known_to_one = error.exit_code == ExitCode.OUT_OF_RESOURCES  # all other errors meet every process alike
             text = str(error) if error.exit_code == ExitCode.STOPPED_AND_SAVED else f"error: {error}"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from grrcoca_cli import __version__
 from grrcoca_cli.commands.caption_rows import FORMATS, SCHEMA, Row, RowWriter, finished, key_of
 from grrcoca_cli.config import DistributedConfig, GenerationConfig, apply_settings, build_recipe
-from grrcoca_cli.console import ProgressLine, plain, say
+from grrcoca_cli.console import Progress, plain, say
 from grrcoca_cli.errors import ExitCode, NotAnImage, StoppedAndSaved, UnreadableImage, UsageError
 from grrcoca_cli.files import explain_os_errors, sha256_of, write_atomically
 from grrcoca_cli.provenance import provenance
@@ -117,7 +117,7 @@ def caption(options: Options) -> ExitCode:
         stop = stack.enter_context(StopRequest()) if options.out else None
         newest = first.result()
         found = chain([] if newest is None else [newest], pictures)
-        progress = ProgressLine()
+        progress = stack.enter_context(Progress("captioning", len(tasks), "images"))
         for turn in range(math.ceil(len(batches) / ranks.size)):
             if ranks.any(stop is not None and stop()):
                 raise StoppedAndSaved("stopped; the rows so far are kept: run the same command to go on")
@@ -128,7 +128,7 @@ def caption(options: Options) -> ExitCode:
                 if write is not None:
                     _write_rows(write, part, counts, progress)
             if len(batches) > 1:
-                progress.show(f"{min((turn + 1) * ranks.size * BATCH, len(tasks))}/{len(tasks)} pictures")
+                progress.show(min((turn + 1) * ranks.size * BATCH, len(tasks)))
         progress.close()
         return ranks.agree(lambda: _summary(counts))
 
@@ -313,9 +313,11 @@ def _write_rows(
     write: Write,
     captioned: Sequence[tuple[Task, dict[str, Any] | UnreadableImage]],
     counts: Counter[str],
-    progress: ProgressLine,
+    progress: Progress,
 ) -> None:
     """Write rows, those of failures as well; counts ``captioned``, ``failed`` and ``skipped`` ones."""
+    if sys.stdout.isatty():
+        progress.hide()
     for task, found in captioned:
         if not isinstance(found, UnreadableImage):
             try:
@@ -328,7 +330,6 @@ def _write_rows(
             counts[_passed_over_as(task.input, found)] += 1
             continue
         counts["failed"] += 1
-        progress.close()
         row = {"schema": SCHEMA, **task.row}
         say(f"{plain(key_of(row))}: {found}")
         write(task, row | {"error": str(found)})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from grrcoca_cli.console import ProgressLine
+from grrcoca_cli.console import Progress
 from grrcoca_cli.data.batches import Batch, BatchReader, evaluation_batches
 from grrcoca_cli.evaluation.calibration import expected_calibration_error
 from grrcoca_cli.evaluation.judge import ModelSide
@@ -56,19 +56,19 @@ def run_model(captioner: Captioner, dataset: CaptionDataset, recipe: Recipe, ran
         std=contract.std,
     )
     own: list[tuple[int, list[str], list[Caption], list[str]]] = []
-    progress = ProgressLine()
+    progress = Progress("evaluating", len(dataset), "images")
 
     def caption(number: int, batch: Batch, memory: Tensor) -> None:
         found = captioner.caption_memory(memory, recipe.generation, seed_offset=number * BATCH)
         own.append((number, batch.keys, [best[0] for best in found], batch.captions))
-        progress.show(f"evaluated {min((number + 1) * BATCH, len(dataset))}/{len(dataset)}")
+        progress.show(min((number + 1) * BATCH, len(dataset)))
 
     batches = evaluation_batches(reader, BATCH, recipe.data.workers, ranks.share)
     precision = recipe.training.precision
-    measurements = measure(
-        checkpoint.model, batches, checkpoint.tokenizer, precision, captioner.device, on_batch=caption, ranks=ranks
-    )
-    progress.close()
+    with progress:
+        measurements = measure(
+            checkpoint.model, batches, checkpoint.tokenizer, precision, captioner.device, on_batch=caption, ranks=ranks
+        )
     assert measurements is not None  # nobody asked it to stop
     captions: dict[str, Caption] = {}
     scored: dict[str, str] = {}

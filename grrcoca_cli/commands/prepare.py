@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grrcoca_cli.console import ProgressLine, plain, say
+from grrcoca_cli.console import Progress, plain, say
 from grrcoca_cli.data.shard_build import build_index, changed_shards
 from grrcoca_cli.data.shard_index import INDEX_NAME, ShardIndex, verify_index
 from grrcoca_cli.data.shard_lookup import look_up
@@ -56,12 +56,8 @@ def make_index(places: Sequence[str], out: Path | None, processes: int) -> Shard
         if is_remote(parent):
             raise UsageError("remote shards need --out FILE: a local index, which is then given as --data FILE")
         out = Path(parent) / INDEX_NAME
-    progress = ProgressLine()
-    index = build_index(
-        places, out, processes=processes, report=lambda done, all_: progress.show(f"indexed {done} of {all_} shards")
-    )
-    progress.close()
-    return index
+    with Progress("indexing", len(places), "shards") as progress:
+        return build_index(places, out, processes=processes, report=lambda done, _: progress.show(done))
 
 
 def summary(index: ShardIndex) -> dict[str, Any]:
@@ -104,7 +100,7 @@ def _show(index: ShardIndex, *, as_json: bool) -> None:
 def _check(patterns: Sequence[str], *, as_json: bool) -> ExitCode:
     store = make_cache("", 1) if any(map(is_remote, patterns)) else None
     known = look_up(patterns, store)
-    progress, changed = ProgressLine(), {}
+    progress, changed = Progress("comparing", len(known), "shards"), {}
     for count, (place, entry) in enumerate(known.items(), 1):
         if entry is None:
             changed[place] = "is in no index"
@@ -113,7 +109,7 @@ def _check(patterns: Sequence[str], *, as_json: bool) -> ExitCode:
             if index.path is not None and number == 0:
                 verify_index(index.path)
             changed |= changed_shards(index.piece(number), [place])
-        progress.show(f"compared {count} of {len(known)} shards")
+        progress.show(count)
     progress.close()
     if not known:
         raise UsageError(f"no shard matches {' '.join(patterns)!r}: give what was indexed, or the index")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from grrcoca_cli.commands.prepare import make_index, summary
-from grrcoca_cli.console import ProgressLine, say
+from grrcoca_cli.console import Progress, say
 from grrcoca_cli.errors import ExitCode, UsageError
 from grrcoca_cli.files import explain_os_errors, open_atomically
 
@@ -169,8 +169,9 @@ def _check(out: Path, rows: int, *, as_json: bool) -> ExitCode:
 
 
 def _obtained(out: Path, rows: int) -> _Obtained:
-    found, progress = _Obtained(), ProgressLine()
+    found = _Obtained()
     expected = math.ceil(rows / _rows_per_shard(out))
+    progress = Progress("checking", expected, "shards")
     for number in range(expected):
         name = f"{number:05d}"
         shard, stats = out / f"{name}.tar", out / f"{name}_stats.json"
@@ -185,7 +186,7 @@ def _obtained(out: Path, rows: int) -> _Obtained:
             found.unfinished.append(shard.name)
             continue
         (found.shards if shard.is_file() else found.missing).append(str(shard) if shard.is_file() else shard.name)
-        progress.show(f"looked at {number + 1} of {expected} shards")
+        progress.show(number + 1)
     progress.close()
     return found
 

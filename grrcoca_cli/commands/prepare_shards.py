@@ -11,7 +11,7 @@ from typing import Any, get_args
 from grrcoca_cli.commands.datasets import dicom_reader, open_split, open_training
 from grrcoca_cli.commands.prepare import make_index, summary
 from grrcoca_cli.config import DataConfig, DatasetKind
-from grrcoca_cli.console import ProgressLine, say
+from grrcoca_cli.console import Progress, say
 from grrcoca_cli.data.base import CaptionDataset, ImageReader
 from grrcoca_cli.data.shard_writer import Members, encode_sample, shard_key, write_shard
 from grrcoca_cli.errors import ExitCode, UnreadableImage, UsageError
@@ -72,8 +72,9 @@ def prepare_shards(options: Options, *, as_json: bool) -> ExitCode:
 
 def _write_all(dataset: CaptionDataset, options: Options, reader: ImageReader, hidden: bool) -> Counter[str]:
     """Every shard that is not there; the samples that could not be read, by kind, over all shards."""
-    progress, skipped, used = ProgressLine(), Counter[str](), set[str]()
+    skipped, used = Counter[str](), set[str]()
     starts = range(0, len(dataset), options.samples_per_shard)
+    progress = Progress("writing", len(starts), "shards")
     for number, start in enumerate(starts):
         indices = range(start, min(start + options.samples_per_shard, len(dataset)))
         path = options.out / f"{number:05d}.tar"
@@ -87,7 +88,8 @@ def _write_all(dataset: CaptionDataset, options: Options, reader: ImageReader, h
             write_shard(path, members)
         with explain_os_errors(stats):
             skipped += Counter(json.loads(stats.read_bytes())["skipped"])
-        progress.show(f"wrote {number + 1} of {len(starts)} shards", last=number + 1 == len(starts))
+        progress.show(number + 1)
+    progress.close()
     return skipped
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from grrcoca_cli.config import Recipe
-from grrcoca_cli.console import ProgressLine, duration, say
+from grrcoca_cli.console import Progress, say
 from grrcoca_cli.data.base import Augmentation, CaptionDataset, ImageReader, SubsetDataset
 from grrcoca_cli.data.batches import (
     Batch,
@@ -257,16 +257,16 @@ def _try_a_batch(run: Run, live: _Live) -> None:
 def _train(run: Run, live: _Live, log: MetricsLog, start: int, should_stop: StopRequest) -> int:
     """The loop itself: each turn first looks back (evaluate, save, stop), then takes a step."""
     config, ranks = run.recipe.training, run.ranks
-    progress = ProgressLine()
+    progress = Progress("training", config.steps, "steps", of_each=(config.batch_size, "images"))
     validation = _validation_reader(run)
     batches = _training_batches(run, start, should_stop)
     loggers = open_loggers(config.loggers if ranks.is_first else (), run.out, run.recipe)
     if ranks.is_first:
         write_status(run.out, "running", start)
-    since, saved = time.monotonic(), start if start else -1
+    saved = start if start else -1
     stalled = _has_stalled(run, log)
 
-    with loggers:
+    with loggers, progress:
         for step in range(start, config.steps + 1):
             last = step == config.steps or stalled
             measured = True
@@ -280,7 +280,7 @@ def _train(run: Run, live: _Live, log: MetricsLog, start: int, should_stop: Stop
                     row = {"step": step, **_as_row(report)}
                     log.add(row)
                     loggers.log(row, step)
-                    _show_evaluation(progress, step, report)
+                    _show_evaluation(step, report)
                     if config.keep_best and log.evaluations_since_best(config.monitor) == 0:
                         _save(run, live, step, run.out / BEST)
                     stalled = _has_stalled(run, log)
@@ -288,7 +288,6 @@ def _train(run: Run, live: _Live, log: MetricsLog, start: int, should_stop: Stop
 
             stop = ranks.any(should_stop())
             if (last or _due(step, config.save_every) or stop) and step != saved:
-                progress.close()
                 _keep(run, live, log, step)
                 saved = step
             if last and measured:
@@ -303,7 +302,6 @@ def _train(run: Run, live: _Live, log: MetricsLog, start: int, should_stop: Stop
                     micros = [next(batches) for _ in range(config.accumulation)]
             if ranks.any(not micros):
                 if step != saved:
-                    progress.close()
                     _keep(run, live, log, step)
                 raise StoppedAndSaved(
                     f"stopped after step {step} and saved in {run.out}: run the same command to go on"
@@ -313,11 +311,8 @@ def _train(run: Run, live: _Live, log: MetricsLog, start: int, should_stop: Stop
             speed = samples / (time.monotonic() - began)
             log.add(row | {"images_per_second": round(speed, 2)})
             loggers.log(row, step + 1)
-            left = (time.monotonic() - since) / (step + 1 - start) * (config.steps - step - 1)
-            progress.show(
-                f"step {step + 1}/{config.steps}  loss {row['loss']:.3f}  caption {row['caption_loss']:.3f}  "
-                f"contrastive {row['contrastive_loss']:.3f}  {speed:.0f} images/s  {duration(left)} left"
-            )
+            losses = {"loss": "loss", "caption": "caption_loss", "contrastive": "contrastive_loss"}
+            progress.show(step + 1, *(f"{name} {row[loss]:.3f}" for name, loss in losses.items()))
     raise AssertionError("the last step returns")
 
 
@@ -468,8 +463,7 @@ def _as_row(report: LossReport) -> dict[str, float | int]:
     return {f"val_{name}": getattr(report, name) for name in (*report.METRICS, "contrastive_batch", "samples")}
 
 
-def _show_evaluation(progress: ProgressLine, step: int, report: LossReport) -> None:
-    progress.close()
+def _show_evaluation(step: int, report: LossReport) -> None:
     say(
         f"step {step}: validation caption loss {report.caption_loss:.3f} (perplexity {report.ppl_token:.2f}), "
         f"contrastive loss {report.contrastive_loss:.3f} among {report.contrastive_batch}, {report.samples} samples"
