@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from grrcoca_cli.data.shard_index import INDEX_NAME, ShardIndex, load_index
-from grrcoca_cli.data.shard_names import expand_braces, find_shards, is_remote, parent_of
+from grrcoca_cli.data.shard_names import expand_braces, find_shards, full_path, is_remote, parent_of
 from grrcoca_cli.data.shard_remote import WindowCache, fetch
 from grrcoca_cli.errors import UsageError
 
@@ -40,7 +40,7 @@ def look_up(patterns: Sequence[str], store: WindowCache | None) -> dict[str, Kno
         for folder in {*map(parent_of, found), *_folder_of(name)} - folders:
             folders.add(folder)
             known |= _beside(folder, store)
-        by_path = {place if is_remote(place) else os.path.abspath(place): place for place in found}  # noqa: PTH100  text: an address is no Path
+        by_path = {full_path(place): place for place in found}
         gone = [path for path in _named_by(name, known) if path not in by_path]
         for path in sorted([*by_path, *gone]) if gone else by_path:
             place = by_path.get(path, path)
@@ -60,7 +60,7 @@ def _of_index(name: str, store: WindowCache | None) -> dict[str, Known]:
         if found is None:
             raise UsageError(f"no index at {name}")
         return _placed(found, posixpath.dirname(name))
-    path = Path(name).expanduser().absolute()
+    path = Path(full_path(name))
     return _placed(load_index(path), str(path.parent))
 
 
@@ -92,11 +92,11 @@ def _folder_of(name: str) -> Iterator[str]:
     """The folder that a folder or glob pattern lists, which may be empty by now."""
     if is_remote(name):
         return
-    path = Path(name).expanduser()
+    path = Path(full_path(name))
     if path.is_dir():
-        yield str(path.absolute())
+        yield str(path)
     elif glob.has_magic(path.name) and not glob.has_magic(str(path.parent)):
-        yield str(path.parent.absolute())
+        yield str(path.parent)
 
 
 def _named_by(name: str, known: dict[str, Known]) -> Iterator[str]:
@@ -104,7 +104,7 @@ def _named_by(name: str, known: dict[str, Known]) -> Iterator[str]:
     if is_remote(name):
         pattern = name.rstrip("/") if glob.has_magic(name) or name.endswith(".tar") else f"{name.rstrip('/')}/*.tar"
     else:
-        path = Path(name).expanduser().absolute()
+        path = Path(full_path(name))
         pattern = f"{path}/*.tar" if path.is_dir() else str(path)
     if not glob.has_magic(pattern):
         return

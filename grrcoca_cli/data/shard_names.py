@@ -115,9 +115,14 @@ def remote_sizes(addresses: list[str]) -> list[int | None]:
         return list(pool.map(size, addresses))
 
 
+def full_path(place: str) -> str:
+    """An address as it is; a path from the root, without ``..``, so that two ways to write it are the same text."""
+    return place if is_remote(place) else os.path.abspath(Path(place).expanduser())  # noqa: PTH100  Path keeps ".."
+
+
 def parent_of(place: str) -> str:
     """The folder or address a shard is in."""
-    return posixpath.dirname(place) if is_remote(place) else os.path.dirname(os.path.abspath(place))  # noqa: PTH100, PTH120
+    return posixpath.dirname(full_path(place))
 
 
 def common_parent(places: list[str]) -> str:
@@ -136,7 +141,7 @@ def name_below(place: str, base: str) -> str:
     """A shard's name within `common_parent`."""
     if is_remote(place):
         return place.removeprefix(base).lstrip("/")
-    return Path(place).absolute().relative_to(base).as_posix()
+    return Path(full_path(place)).relative_to(base).as_posix()
 
 
 def _find_remote(name: str) -> list[str]:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from grrcoca_cli.data.shard_build import build_index
+from grrcoca_cli.data.shard_index import INDEX_NAME
+from grrcoca_cli.data.shard_names import find_shards
 from grrcoca_cli.data.shards import ShardDataset, open_shards
 from grrcoca_cli.errors import UnreadableImage, UsageError
 
@@ -47,6 +50,29 @@ def test_real_shards_read_as_tarfile_reads_them(shared_data: Path) -> None:
         assert sample.captions == (" ".join(expected[f"{sample.key}.txt"].decode().split()),)
         assert sample.fields["url"] == json.loads(expected[f"{sample.key}.json"])["url"]
         assert dataset.peek(index).captions == sample.captions
+
+
+@pytest.mark.parametrize(
+    "pattern", ["../set/{00000..00001}.tar", "../set/*.tar", "../set", "../other/../set/0000*.tar"]
+)
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_relative_path_that_goes_up(
+    pattern: str, indexed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("set", "work", "other"):
+        (tmp_path / folder).mkdir()
+    write_shard(tmp_path / "set" / "00000.tar", rows("a"))
+    write_shard(tmp_path / "set" / "00001.tar", rows("a", "b"))
+    monkeypatch.chdir(tmp_path / "work")
+    if indexed:
+        index = build_index(find_shards(pattern), Path("../set") / INDEX_NAME, processes=1)
+        assert [record.name for record in index.records] == ["00000.tar", "00001.tar"]
+        (tmp_path / "set" / "00001.tar").unlink()
+    dataset = open_shards(pattern)
+    assert [dataset.key(index) for index in range(len(dataset))] == ["00000/a", "00001/a", "00001/b"][
+        : 1 if indexed else 3
+    ]
+    assert len(dataset.damaged) == indexed  # the index knows of the shard that is gone
 
 
 def test_access_is_random_and_survives_pickling(tmp_path: Path) -> None:
