@@ -11,6 +11,7 @@ from grrcoca_cli.commands.train import TOKENIZER_CAPTIONS
 from grrcoca_cli.config import DataConfig, build_recipe
 from grrcoca_cli.console import say
 from grrcoca_cli.data.base import CaptionDataset
+from grrcoca_cli.data.shard_names import is_shards
 from grrcoca_cli.data.tokenizer import CaptionTokenizer
 from grrcoca_cli.errors import NoSuchSplit, UsageError
 from grrcoca_cli.files import explain_os_errors, make_folder, write_atomically
@@ -144,6 +145,5 @@ def with_data(tables: Tables, path: str) -> Tables:
     data = dict(tables.get("data", {}))
     data["path"] = path
     if data.get("dataset", "folder") in ("phantoms", "folder", "shards"):
-        shards = ".tar" in path or any(Path(path).glob("*.tar"))
-        data["dataset"] = "shards" if shards else "folder"
+        data["dataset"] = "shards" if is_shards(path) else "folder"
     return {**tables, "data": data}

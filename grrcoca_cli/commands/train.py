@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from grrcoca_cli import __version__
 from grrcoca_cli.config import Recipe, apply_settings, build_recipe, read_recipe, recipe_names
 from grrcoca_cli.console import duration, say
+from grrcoca_cli.data.shard_names import is_remote, is_shards, names_a_file
 from grrcoca_cli.errors import UnreadableImage, UsageError
 from grrcoca_cli.files import make_folder, sha256_of, write_atomically
 from grrcoca_cli.training.checkpoint import (
@@ -65,11 +66,8 @@ class Options:
 def pretrain(options: Options) -> Path | None:
     """Train from first values; gives the last checkpoint, or None after a dry run."""
     recipe = resolve_recipe(options)
-    if recipe.data.dataset == "shards":
-        from grrcoca_cli.data.shard_names import is_remote, names_a_file
-
-        if not (is_remote(recipe.data.path) or names_a_file(recipe.data.path)):
-            raise UsageError(f"no shard matches {recipe.data.path!r}: give --data.\n{HOW_TO_GET_CC12M}")
+    if recipe.data.dataset == "shards" and not (is_remote(recipe.data.path) or names_a_file(recipe.data.path)):
+        raise UsageError(f"no shard matches {recipe.data.path!r}: give --data.\n{HOW_TO_GET_CC12M}")
     _check_resume(options.resume)
     with _session(recipe, options) as session:
         model_config = recipe.model.model_copy(update={"vocab_size": session.tokenizer.vocab_size})
@@ -115,7 +113,7 @@ def resolve_recipe(options: Options, checkpoint: Path | None = None) -> Recipe:
     if options.data:
         data["path"] = options.data
         if data.get("dataset") == "phantoms" and not options.dataset:
-            data["dataset"] = "shards" if _looks_like_shards(options.data) else "folder"
+            data["dataset"] = "shards" if is_shards(options.data) else "folder"
     tables = _with_image_hash(apply_settings({**tables, "data": data}, options.settings))
     if checkpoint is not None:
         trained = read_config(checkpoint)
@@ -135,10 +133,6 @@ def _with_image_hash(tables: dict[str, Any]) -> dict[str, Any]:
     if not Path(path).is_file():
         raise UsageError(f"no image weights at {path}: there is no such file")
     return {**tables, "finetune": {**tables["finetune"], "image_hash": sha256_of(Path(path))[:12]}}
-
-
-def _looks_like_shards(path: str) -> bool:
-    return ".tar" in path or path.endswith(".npz") or any(Path(path).glob("*.tar"))
 
 
 def _check_resume(resume: str) -> None:

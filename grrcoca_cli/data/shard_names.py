@@ -24,6 +24,11 @@ def is_remote(place: str) -> bool:
     return bool(_ADDRESS.match(place)) and not _COMMAND.match(place)
 
 
+def is_shards(pattern: str) -> bool:
+    """Whether a data path given without its kind names shards: tar files, their index, or a folder that holds some."""
+    return ".tar" in pattern or pattern.endswith(".npz") or any(Path(pattern).expanduser().glob("*.tar"))
+
+
 def find_shards(pattern: str) -> list[str]:
     """Paths or addresses that one pattern names, sorted within a glob; one that is written out need not be there.
 
