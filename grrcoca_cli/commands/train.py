@@ -26,6 +26,7 @@ from grrcoca_cli.training.checkpoint import (
     find_checkpoint,
     read_config,
 )
+from grrcoca_cli.training.loggers import without_missing_loggers
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +70,7 @@ def pretrain(options: Options) -> Path | None:
     if recipe.data.dataset == "shards" and not (is_remote(recipe.data.path) or names_a_file(recipe.data.path)):
         raise UsageError(f"no shard matches {recipe.data.path!r}: give --data.\n{HOW_TO_GET_CC12M}")
     _check_resume(options.resume)
+    recipe = without_missing_loggers(recipe, options.out)
     with _session(recipe, options) as session:
         model_config = recipe.model.model_copy(update={"vocab_size": session.tokenizer.vocab_size})
         recipe = recipe.model_copy(update={"model": model_config})
@@ -87,7 +89,7 @@ def finetune(options: Options, checkpoint: Path | None) -> Path | None:
     if checkpoint is None:
         raise UsageError("fine-tuning needs --checkpoint: a run folder of `grrcoca pretrain`, or a checkpoint in it")
     start = find_checkpoint(checkpoint)
-    recipe = resolve_recipe(options, start)
+    recipe = without_missing_loggers(resolve_recipe(options, start), options.out)
     with _session(recipe, options, start) as session:
         from grrcoca_cli.training.checkpoint import load_checkpoint
 

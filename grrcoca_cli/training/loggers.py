@@ -8,7 +8,6 @@ from typing import Any, Protocol, Self
 
 from grrcoca_cli.config import Recipe
 from grrcoca_cli.console import say
-from grrcoca_cli.errors import UsageError
 from grrcoca_cli.files import write_atomically
 
 Row = Mapping[str, float | int]
@@ -66,30 +65,40 @@ class Loggers:
 
 
 def open_loggers(names: Sequence[str], out: Path, recipe: Recipe) -> Loggers:
-    """The loggers named in ``training.loggers``.
+    """The loggers named in ``training.loggers``; one whose library cannot be imported is left out with a warning.
 
     Args:
         names: ``tensorboard`` (writes into ``out/tensorboard``) and ``wandb`` (into ``out/wandb``; offline unless
             ``WANDB_MODE`` says otherwise).
         out: The run folder.
         recipe: Kept with the W&B run.
-
-    Raises:
-        UsageError: A library cannot be imported.
     """
+    return Loggers(_make_writers(names, out, recipe))
+
+
+def without_missing_loggers(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe with those of its loggers that can be imported: to warn of the others before any work."""
+    names = tuple(_make_writers(recipe.training.loggers, out, recipe))
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"loggers": names})})
+
+
+def _make_writers(names: Sequence[str], out: Path, recipe: Recipe) -> dict[str, Writer]:
     makers: dict[str, Callable[[], Writer]] = {
         "tensorboard": lambda: _TensorBoard(out / "tensorboard"),
         "wandb": lambda: _WandB(out, recipe),
     }
-    writers = {}
+    writers: dict[str, Writer] = {}
     for name in names:
         try:
             writers[name] = makers[name]()
-        except ImportError as error:
-            raise UsageError(
-                f"training.loggers asks for {name}, which cannot be imported ({error}): pip install 'grrcoca[{name}]'"
-            ) from error
-    return Loggers(writers)
+        # A library that is broken, or fits another one badly, fails by errors of its own.
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            say(
+                f"warning: training.loggers asks for {name}, which cannot be imported ({type(error).__name__}: "
+                f"{reason}); training continues without it. To log there: pip install 'grrcoca[{name}]'"
+            )
+    return writers
 
 
 class _TensorBoard:

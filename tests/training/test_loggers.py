@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from grrcoca_cli.config import Recipe
-from grrcoca_cli.errors import UsageError
 from grrcoca_cli.training.loggers import Loggers, open_loggers
+from tests.training.test_loop import pretrain
 
 TRAINING = {"step": 3, "loss": 1.5, "lr": 0.1}
 EVALUATION = {"step": 3, "val_caption_loss": 0.5, "val_samples": 8}
@@ -53,12 +53,28 @@ def test_one_that_fails_at_the_end_is_no_failure_either(capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
-def test_what_is_not_installed_is_said_at_the_start(
-    name: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_is_not_installed_is_left_out_with_a_warning(
+    name: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for variable in ("WANDB_ERROR_REPORTING", "WANDB_SILENT"):
+        monkeypatch.setenv(variable, "")
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UsageError, match=rf"pip install 'grrcoca\[{name}\]'"):
-        open_loggers([name], tmp_path, Recipe())
+    with open_loggers([name], tmp_path, Recipe()) as loggers:
+        loggers.log(TRAINING, 3)
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: training.loggers asks for {name}")
+    assert f"pip install 'grrcoca[{name}]'" in warning
+    assert warning.count("\n") == 1
+
+
+def test_a_missing_logger_is_said_once_before_any_work(
+    phantom_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    code, err = pretrain(phantom_shards, tmp_path / "run", 'training.loggers=["tensorboard"]')
+    assert code == 0
+    assert err.count("warning: training.loggers asks for tensorboard") == 1
+    assert err.index("warning: training.loggers") < err.index("training the tokenizer")
 
 
 def test_none_is_the_default(tmp_path: Path) -> None:
