@@ -112,13 +112,15 @@ def pretrain(
     resume: Resume = "auto",
     dry_run: DryRun = False,
     device: Device = "auto",
+    json: Json = False,
 ) -> None:
     """Train a captioner from first values, on web pictures with their captions."""
-    from grrcoca_cli.commands.train import Options
+    from grrcoca_cli.commands.train import Options, show_result
     from grrcoca_cli.commands.train import pretrain as run
 
     target = out or Path("runs") / Path(recipe).stem
-    run(Options(target, recipe, set_ or (), data, device, resume, dry_run))
+    options = Options(target, recipe, set_ or (), data, device, resume, dry_run, as_json=json)
+    show_result(options, run(options))
 
 
 @app.command()
@@ -135,14 +137,16 @@ def finetune(
     resume: Resume = "auto",
     dry_run: DryRun = False,
     device: Device = "auto",
+    json: Json = False,
 ) -> None:
     """Train on from a checkpoint, on radiology pictures or any folder."""
-    from grrcoca_cli.commands.train import Options, finetune_recipe
+    from grrcoca_cli.commands.train import Options, finetune_recipe, show_result
     from grrcoca_cli.commands.train import finetune as run
 
     name = recipe or finetune_recipe(dataset)
     target = out or Path("runs") / Path(name).stem
-    run(Options(target, name, set_ or (), data, device, resume, dry_run, dataset), checkpoint)
+    options = Options(target, name, set_ or (), data, device, resume, dry_run, dataset, as_json=json)
+    show_result(options, run(options, checkpoint))
 
 
 @app.command()

@@ -38,6 +38,12 @@ def end_progress() -> None:
         _open_line.close()
 
 
+def print_result(text: str) -> None:
+    """A line of the result, on stdout; under torchrun only rank 0 prints."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)
+
+
 def plain(name: str) -> str:
     """A file's name on one line, without the control characters that could move a cursor or fake a line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

@@ -9,16 +9,18 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grrcoca_cli import __version__
 from grrcoca_cli.config import Recipe, apply_settings, build_recipe, read_recipe, recipe_names
-from grrcoca_cli.console import duration, say
+from grrcoca_cli.console import duration, print_result, say
 from grrcoca_cli.data.shard_names import is_remote, is_shards, names_a_file
 from grrcoca_cli.errors import UnreadableImage, UsageError
 from grrcoca_cli.files import make_folder, sha256_of, write_atomically
 from grrcoca_cli.training.checkpoint import (
+    BEST,
     FORMAT_VERSION,
     CheckpointConfig,
     ImageContract,
@@ -27,6 +29,7 @@ from grrcoca_cli.training.checkpoint import (
     read_config,
 )
 from grrcoca_cli.training.loggers import without_missing_loggers
+from grrcoca_cli.training.runfolder import is_evaluation, read_metrics
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +65,27 @@ class Options:
     resume: str = "auto"
     dry_run: bool = False
     dataset: str = ""
+    as_json: bool = False
+
+
+def show_result(options: Options, last: Path | None) -> None:
+    """Print the last checkpoint of a finished run: its path, or with ``--json`` what is known of it."""
+    if last is None:  # a dry run, which has printed what it found
+        return
+    if not options.as_json:
+        print_result(str(last))
+        return
+    evaluation = next((row for row in reversed(read_metrics(options.out)) if is_evaluation(row)), None)
+    best = options.out / BEST
+    result = {
+        "schema": 1,
+        "run": str(options.out),
+        "checkpoint": str(last),
+        "step": read_config(last).step,
+        "best_checkpoint": str(best) if best.is_dir() else None,
+        "evaluation": evaluation and {name: value if isfinite(value) else None for name, value in evaluation.items()},
+    }
+    print_result(json.dumps(result))
 
 
 def pretrain(options: Options) -> Path | None:
@@ -213,8 +237,9 @@ def _run(recipe: Recipe, options: Options, model: CoCa, session: _Session) -> Pa
     from grrcoca_cli.training.optimizer import freeze
 
     data, training, opened = recipe.data, recipe.training, session.opened
+    tell = print_result if options.dry_run and not options.as_json else say
     for line in describe(opened, data, overlaps=options.dry_run):
-        say(line)
+        tell(line)
     if note := describe_cut_captions(opened.train, session.tokenizer, recipe.model.context_length):
         say(note)
     _take_image_weights(recipe, model)
@@ -251,7 +276,7 @@ def _run(recipe: Recipe, options: Options, model: CoCa, session: _Session) -> Pa
         ranks=session.ranks,
     )
     if options.dry_run:
-        _report_dry_run(run, opened, seconds_a_step(run))
+        _report_dry_run(run, opened, seconds_a_step(run), as_json=options.as_json)
         return None
     parameters = sum(parameter.numel() for parameter in model.parameters())
     processes = f", {session.ranks.size} processes, {recipe.distributed.strategy}" if session.ranks.size > 1 else ""
@@ -259,9 +284,7 @@ def _run(recipe: Recipe, options: Options, model: CoCa, session: _Session) -> Pa
         f"model: {recipe.model.variant_name}, {recipe.model.size_name}, {parameters:,} parameters; "
         f"on {session.device}{processes}"
     )
-    last = train(run, options.resume)
-    say(f"finished: {last}")
-    return last
+    return train(run, options.resume)
 
 
 def _take_image_weights(recipe: Recipe, model: CoCa) -> None:
@@ -272,17 +295,20 @@ def _take_image_weights(recipe: Recipe, model: CoCa) -> None:
             say(line)
 
 
-def _report_dry_run(run: Run, opened: OpenedData, seconds: float) -> None:
+def _report_dry_run(run: Run, opened: OpenedData, seconds: float, *, as_json: bool) -> None:
     """Print what a run would do, and what it would take, after it was tried for a few steps."""
     from grrcoca_cli.training.estimates import estimate
 
     recipe = run.recipe
     found = estimate(recipe, len(run.train), _mean_tokens(run), run.ranks.size, run.device)
-    say(f"model: {recipe.model.variant_name}, {recipe.model.size_name}")
     left = seconds * recipe.training.steps
-    for line in (*found.lines(), f"time: {seconds:.3g} s a step, measured: {duration(left)} without evaluations"):
-        say(line)
     say("dry run: nothing was kept")
+    if not as_json:
+        print_result(f"model: {recipe.model.variant_name}, {recipe.model.size_name}")
+        for line in found.lines():
+            print_result(line)
+        print_result(f"time: {seconds:.3g} s a step, measured: {duration(left)} without evaluations")
+        return
     summary = {
         "schema": 1,
         "train": len(run.train),
@@ -294,8 +320,7 @@ def _report_dry_run(run: Run, opened: OpenedData, seconds: float) -> None:
         "seconds_per_step": round(seconds, 4),
         "seconds_to_end": round(left, 1),
     }
-    if run.ranks.is_first:
-        print(json.dumps(summary))
+    print_result(json.dumps(summary))
 
 
 def _mean_tokens(run: Run) -> float:

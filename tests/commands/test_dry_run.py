@@ -1,6 +1,7 @@
-"""``--dry-run``: what a run would take, on stderr for people and on stdout for programs."""
+"""``--dry-run``: what a run would take, on stdout as lines or as JSON."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,9 @@ def test_a_dry_run_says_what_a_run_would_take(
         tmp_path / "x", "demo_finetune", settings, str(phantom_shards), "cpu", dry_run=True, dataset="shards"
     )
     assert finetune(options, tiny_run) is None
-    said = capsys.readouterr()
-    summary = json.loads(said.out)
+    lines = capsys.readouterr().out
+    assert finetune(replace(options, as_json=True), tiny_run) is None
+    summary = json.loads(capsys.readouterr().out)
     assert summary["schema"] == 1
     assert summary["parameters"] == count_parameters(find_checkpoint(tiny_run))
     assert summary["epochs"] == round(30 * 8 / summary["train"], 2)
@@ -31,9 +33,17 @@ def test_a_dry_run_says_what_a_run_would_take(
     assert summary["seconds_to_end"] == pytest.approx(30 * summary["seconds_per_step"], abs=0.1)
     found = summary["estimate"]
     assert (found["images_seen"], found["micro_batch"], found["checkpoints"]) == (240, 8, 5)
-    assert "16-bit weights" not in said.err
-    for word in ("parameters: ", "240 pictures seen", "arithmetic: ", "memory of a device: ", "5 checkpoints"):
-        assert word in said.err
+    assert "16-bit weights" not in lines
+    assert f"data: {summary['train']} training and {summary['validation']} validation samples" in lines
+    for word in (
+        "parameters: ",
+        "240 pictures seen",
+        "arithmetic: ",
+        "memory of a device: ",
+        "5 checkpoints",
+        "time: ",
+    ):
+        assert word in lines
     assert not (tmp_path / "x").exists()
     # The mean is over the captions' real tokens.
     loaded = load_checkpoint(find_checkpoint(tiny_run))

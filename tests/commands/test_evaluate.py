@@ -159,14 +159,14 @@ def test_each_roco_layout_trains(tiny_run: Path, shared_data: Path, tmp_path: Pa
     words = ["--dataset", "roco", "--data", data, "--checkpoint", tiny_run]
     code, _, err = finetune(*words, "--out", tmp_path / "tuned", settings=settings)
     assert code == 0, err
-    code, out, _ = finetune(*words, "--out", tmp_path / "dry", "--dry-run", settings=settings)
+    code, out, _ = finetune(*words, "--out", tmp_path / "dry", "--dry-run", "--json", settings=settings)
     assert code == 0
     assert json.loads(out)["train"] >= 2
     assert not (tmp_path / "dry").exists()
 
 
 def test_dry_run_counts_overlaps(phantom_shards: Path, tmp_path: Path) -> None:
-    words = ["--recipe", "demo", "--data", phantom_shards, "--out", tmp_path / "x", "--dry-run"]
+    words = ["--recipe", "demo", "--data", phantom_shards, "--out", tmp_path / "x", "--dry-run", "--json"]
     code, out, err = run("pretrain", *words, "--set", "data.validation_fraction=0.3")
     assert code == 0
     assert json.loads(out)["train"] + json.loads(out)["validation"] == 48
@@ -178,6 +178,7 @@ def test_dry_run_counts_overlaps(phantom_shards: Path, tmp_path: Path) -> None:
         "--out",
         tmp_path / "x",
         "--dry-run",
+        "--json",
         "--set",
         "data.phantoms=20",
         "--set",
