@@ -1,5 +1,6 @@
 """The Typer app: names, flags, help. Imports nothing heavy; what a command needs is loaded when it runs."""
 
+import errno
 import functools
 import os
 import sys
@@ -52,6 +53,7 @@ def _command(function: Callable[P, ExitCode | None]) -> Callable[P, None]:
         try:
             try:
                 code = function(*args, **kwargs)
+                sys.stdout.flush()  # a full disk is found here, not at the interpreter's end
             finally:
                 end_progress()
         except GrrcocaError as error:
@@ -63,19 +65,34 @@ def _command(function: Callable[P, ExitCode | None]) -> Callable[P, None]:
             say("interrupted")
             code = ExitCode.INTERRUPTED
         except BrokenPipeError:  # the reader, `head` say, has enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_stdout()
             code = ExitCode.OK
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            _drop_stdout()
+            say(f"error: no space left to write {error.filename or 'standard output'}: the result is incomplete")
+            code = ExitCode.OUT_OF_RESOURCES
         raise typer.Exit(int(code or ExitCode.OK))
 
     return run
 
 
+def _drop_stdout() -> None:
+    """Discard what is still buffered, which could not be written at exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@_command
+def _print_versions() -> None:
+    from importlib.metadata import version
+
+    print(f"grrcoca {__version__} (torch {version('torch')}, Python {sys.version.split()[0]})")
+
+
 def _version(show: bool) -> None:
     if show:
-        from importlib.metadata import version
-
-        print(f"grrcoca {__version__} (torch {version('torch')}, Python {sys.version.split()[0]})")
-        raise typer.Exit
+        _print_versions()
 
 
 @app.callback()
@@ -158,8 +175,13 @@ def caption(
     ],
     checkpoint: Checkpoint = None,
     format_: Annotated[
-        str, typer.Option("--format", help="text, jsonl, csv, fhir, or sr (structured reports, needs --with-identity).")
-    ] = "text",
+        str,
+        typer.Option(
+            "--format",
+            help="text, jsonl, csv, fhir, or sr (structured reports, needs --with-identity).",
+            show_default="by the suffix of --out, else text",
+        ),
+    ] = "",
     out: Annotated[
         Path | None, typer.Option(help="Write there; an interrupted run goes on.", show_default=False)
     ] = None,
@@ -187,7 +209,7 @@ def caption(
 
     if beam is not None and beam < 1:
         raise UsageError(f"--beam {beam}: give 1 (greedy) or more")
-    if json and format_ not in ("text", "jsonl"):
+    if json and format_ not in ("", "jsonl"):
         raise UsageError(f"--json is short for --format jsonl, and --format {format_} was given, too: choose one")
     settings = [*(set_ or ()), *([f"generation.beams={beam}"] if beam is not None else [])]
     return run(

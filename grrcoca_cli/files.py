@@ -59,6 +59,23 @@ def make_folder(path: Path) -> None:
             raise UsageError(f"{file} is a file, not a folder: choose another --out") from error
 
 
+def check_output_file(path: Path, option: str = "--out") -> None:
+    """Refuse a file that cannot be written, before the work that it is to hold; its folder is created.
+
+    Args:
+        path: The file to be.
+        option: What named it, for the message.
+
+    Raises:
+        UsageError: It is a folder, or its folder cannot be created or written to.
+    """
+    if path.is_dir() or not path.name:
+        raise UsageError(f"{option} {path} is a folder: give the name of a file")
+    make_folder(path.parent)
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise UsageError(f"{option} {path} cannot be written: permission denied")
+
+
 def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent

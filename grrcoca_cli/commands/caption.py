@@ -22,7 +22,7 @@ from grrcoca_cli.commands.caption_rows import FORMATS, SCHEMA, Row, RowWriter, f
 from grrcoca_cli.config import DistributedConfig, GenerationConfig, apply_settings, build_recipe
 from grrcoca_cli.console import Progress, plain, say
 from grrcoca_cli.errors import ExitCode, NotAnImage, StoppedAndSaved, UnreadableImage, UsageError
-from grrcoca_cli.files import explain_os_errors, sha256_of, write_atomically
+from grrcoca_cli.files import check_output_file, explain_os_errors, make_folder, sha256_of, write_atomically
 from grrcoca_cli.provenance import provenance
 from grrcoca_cli.signals import StopRequest
 from grrcoca_cli.training.checkpoint import checkpoint_hash, find_checkpoint, read_config, weights_sha256
@@ -46,11 +46,11 @@ Write = Callable[["Task", dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Options:
-    """The command's flags."""
+    """The command's flags; an empty format is that of the output's suffix."""
 
     paths: Sequence[Path | str]
     checkpoint: Path | None = None
-    format: str = "text"
+    format: str = ""
     out: Path | None = None
     frame: str = "auto"
     window: str = ""
@@ -77,6 +77,7 @@ def caption(options: Options) -> ExitCode:
         UsageError: A path does not exist, or a flag is wrong.
         StoppedAndSaved: Interrupted with ``--out``; the rows so far are in the file.
     """
+    options = replace(options, format=_format_of(options))
     _check(options)
     folder = find_checkpoint(options.checkpoint or default_checkpoint())
     config = read_config(folder)
@@ -161,6 +162,14 @@ def _known_as(task: Task, options: Options) -> str:
     return plain(key_of(task.row)) if options.format == "text" else key_of(task.row)
 
 
+def _format_of(options: Options) -> str:
+    """The format asked for, else that of the output's suffix, else text; says where the two differ."""
+    by_suffix = {".csv": "csv", ".jsonl": "jsonl"}.get(options.out.suffix.lower(), "") if options.out else ""
+    if options.format and by_suffix and options.format != by_suffix:
+        say(f"note: {options.out} is written as {options.format}, as --format says")
+    return options.format or by_suffix or "text"
+
+
 def _check(options: Options) -> None:
     if options.format not in FORMATS:
         raise UsageError(f"--format {options.format}: choose {', '.join(FORMATS)}")
@@ -173,6 +182,8 @@ def _check(options: Options) -> None:
             "--format sr writes structured reports that carry the patient's identity, copied from the images: "
             "say --with-identity, and --out FOLDER"
         )
+    if options.out and options.format != "sr":
+        check_output_file(options.out)
     for path in options.paths:
         try:
             known = str(path) == "-" or (str(path) and Path(path).exists())
@@ -367,15 +378,13 @@ def _writer(options: Options, model: dict[str, str], *, header: bool) -> Iterato
     """What takes the finished rows: a stream of lines, or a folder of structured reports."""
     if options.format == "sr":
         assert options.out is not None
-        with explain_os_errors(options.out):
-            options.out.mkdir(parents=True, exist_ok=True)
+        make_folder(options.out)
         yield partial(_write_sr, options.out, model)
         return
     with ExitStack() as stack:
         stream: TextIO = sys.stdout
         if options.out:
             with explain_os_errors(options.out):
-                options.out.parent.mkdir(parents=True, exist_ok=True)
                 stream = stack.enter_context(options.out.open("a", encoding="utf-8", newline=""))
         report = partial(_fhir, model) if options.format == "fhir" else None
         rows = RowWriter(stream, options.format, header=header, report=report)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from grrcoca_cli.evaluation.inputs import check_lines, file_names
 from grrcoca_cli.evaluation.judge import Evaluation, ModelSide, Result, Settings, check_columns, judge
 from grrcoca_cli.evaluation.metrics import Idf, Missing, dump_idf, read_idf, score
 from grrcoca_cli.evaluation.tokenize import tokenizer
-from grrcoca_cli.files import write_atomically, write_json
+from grrcoca_cli.files import check_output_file, write_atomically, write_json
 from grrcoca_cli.provenance import of_file, provenance
 from grrcoca_cli.training.checkpoint import find_checkpoint, read_config, weights_sha256
 from grrcoca_cli.training.ranks import ALONE, Ranks, join_ranks
@@ -154,9 +153,10 @@ def _check_outputs(options: Options, config: EvalConfig) -> None:
     """Refuse what cannot be written or computed before hours are spent on it."""
     if options.out:
         kind_of_rows(options.out)
-    for path in (options.out, options.report, Path(config.save_idf) if config.save_idf else None):
-        if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-            raise UsageError(f"{path} cannot be written: its folder is not there or not writable, or it is a folder")
+    idf = Path(config.save_idf) if config.save_idf else None
+    for option, path in (("--out", options.out), ("--report", options.report), ("eval.save_idf", idf)):
+        if path is not None:
+            check_output_file(path, option)
     if config.verify_java and config.tokenizer != "coco":
         raise UsageError("eval.verify_java compares with the tokenizer 'coco': leave eval.tokenizer at it")
     if config.meteor or config.verify_java:

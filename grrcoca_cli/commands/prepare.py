@@ -13,6 +13,7 @@ from grrcoca_cli.data.shard_lookup import look_up
 from grrcoca_cli.data.shard_names import common_parent, find_shards, is_remote
 from grrcoca_cli.data.shard_remote import make_cache
 from grrcoca_cli.errors import ExitCode, UsageError
+from grrcoca_cli.files import check_output_file
 
 
 def prepare_index(patterns: Sequence[str], out: Path | None, *, check: bool, processes: int, as_json: bool) -> ExitCode:
@@ -56,6 +57,7 @@ def make_index(places: Sequence[str], out: Path | None, processes: int) -> Shard
         if is_remote(parent):
             raise UsageError("remote shards need --out FILE: a local index, which is then given as --data FILE")
         out = Path(parent) / INDEX_NAME
+    check_output_file(out)
     with Progress("indexing", len(places), "shards") as progress:
         return build_index(places, out, processes=processes, report=lambda done, _: progress.show(done))
 

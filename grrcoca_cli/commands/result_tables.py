@@ -113,7 +113,7 @@ def _comparison(result: Evaluation) -> Sheet:
         for name, found in result.results.items()
         if (change := found.difference) is not None
     ]
-    columns = ("metric", "other", "ours less it", "95 %", "p")
+    columns = ("metric", "other", "difference", "95 %", "p")
     return Sheet("against the other captions, on the same images", columns, rows)
 
 
