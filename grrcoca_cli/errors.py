@@ -30,6 +30,18 @@ class UsageError(GrrcocaError):
     """A flag, a recipe or a path that cannot be used as given."""
 
 
+class RunDiffers(UsageError):
+    """A run folder holds a run of other settings or data; arguments: a clause that says so, and the differences."""
+
+    def __str__(self) -> str:
+        return self.advising("choose another --out, repeat its settings, or give --resume force to use the new ones")
+
+    def advising(self, advice: str) -> str:
+        """The error with other advice, for a command that runs the folder for the user."""
+        what, differences = self.args
+        return "\n  ".join([f"{what}: {advice}", *differences])
+
+
 class NoSuchSplit(UsageError):
     """A data set that is sound and has no split of the name asked for."""
 

@@ -2,13 +2,18 @@
 
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
-from grrcoca_cli.commands.ablate_data import SharedData, with_data
+import tomli_w
+
+from grrcoca_cli.commands.ablate_data import TOKENIZER, SharedData, with_data
 from grrcoca_cli.commands.ablate_findings import Findings, as_json
+from grrcoca_cli.commands.ablate_plan import Plan
 from grrcoca_cli.commands.ablate_report import write_report
 from grrcoca_cli.commands.ablate_results import is_better, judge_arms
 from grrcoca_cli.commands.ablate_runs import Job, Stage, read_eval
@@ -16,7 +21,7 @@ from grrcoca_cli.commands.ablate_workers import run_jobs
 from grrcoca_cli.config import Recipe, apply_settings, build_recipe, read_recipe
 from grrcoca_cli.console import say
 from grrcoca_cli.errors import ExitCode, UsageError
-from grrcoca_cli.files import lock_folder, write_json
+from grrcoca_cli.files import lock_folder, make_folder, write_atomically, write_json
 from grrcoca_cli.studies import (
     SWEEP_SEED,
     Arm,
@@ -79,7 +84,12 @@ class _Grid:
         return Job(arm.name, seed, folder / arm.name / _label(choice, judged) / f"seed-{seed}", tuple(stages))
 
     def _finetuning(self, arm: Arm, seed: int) -> Stage:
-        """Its own recipe, judged as pretraining is, with the arm's way of training: an objective stays what it is."""
+        tables = self.tuning_tables(arm, seed)
+        placed = self.shared.place(tables, "report")
+        return Stage("finetune", placed, self.shared.judged(tables, placed, self.study.split, "report"))
+
+    def tuning_tables(self, arm: Arm, seed: int) -> Tables:
+        """Fine-tuning's own recipe, judged as pretraining is, with the arm's ``training`` settings."""
         stage = self.study.finetune
         assert stage is not None
         common = [setting for setting in self.settings if setting.startswith(OF_BOTH_STAGES)]
@@ -87,9 +97,7 @@ class _Grid:
         tables = read_recipe(stage.recipe)
         tables |= {name: {**tables.get(name, {}), **getattr(self.study, name)} for name in ("eval", "generation")}
         tables = apply_settings(tables, [*stage.set, *common, *training, f"training.seed={seed}"])
-        tables = with_data(tables, stage.data)
-        placed = self.shared.place(tables, "report")
-        return Stage("finetune", placed, self.shared.judged(tables, placed, self.study.split, "report"))
+        return with_data(tables, stage.data)
 
     def run(self, arms: Sequence[Arm], seeds: Sequence[int]) -> None:
         """The runs of ``arms`` at their chosen settings; seed by seed, so that what is done is paired."""
@@ -135,7 +143,8 @@ def ablate(options: Options) -> ExitCode:
     tables = with_data(tables_of(study, options.settings), options.data)
     recipes = check_arms(arms, tables)
     if options.dry_run:
-        _show_plan(study, arms, recipes)
+        _plan(study, arms, tables, options).show(as_json=options.as_json)
+        say("dry run: nothing was kept")
         return ExitCode.OK
     with lock_folder(options.out):
         write_json(options.out / "study.json", study.model_dump(mode="json") | {"set": list(options.settings)})
@@ -203,19 +212,26 @@ def _loss(jobs: Sequence[Job]) -> float:
     return sum(losses) / len(losses) if losses else math.inf
 
 
-def _show_plan(study: Study, arms: Sequence[Arm], recipes: dict[str, Recipe]) -> None:
-    """What would be run: arms with their parameters, and how many runs."""
-    from grrcoca_cli.training.costs import meta_model
+def _plan(study: Study, arms: Sequence[Arm], tables: Tables, options: Options) -> Plan:
+    """What would be run, with the tokenizer of the real run and a measured step; nothing is kept."""
+    from grrcoca_cli.commands.train import Options as Training
+    from grrcoca_cli.commands.train import measure_step
+    from grrcoca_cli.data.tokenizer import CaptionTokenizer
 
-    counts = {name: sum(p.numel() for p in meta_model(recipe.model).parameters()) for name, recipe in recipes.items()}
-    rows = []
-    for arm in arms:
-        change = 100 * (counts[arm.name] / counts[arm.against] - 1)
-        rows.append(
-            {"variant": arm.name, "against": arm.against, "parameters": counts[arm.name], "percent": round(change, 2)}
-        )
-        say(f"{arm.name}: {counts[arm.name]:,} parameters, {change:+.2f} % against {arm.against}")
-    swept = sum(len(choices(arm)) for arm in arms if len(choices(arm)) > 1) * study.sweep_seeds
-    runs = {"sweep": swept, "runs": len(arms) * study.seeds, "confirmation_at_most": len(arms) * study.confirm_seeds}
-    say("dry run: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in runs.items()))
-    print(json.dumps({"schema": 1, "arms": rows, **runs}))
+    kept = options.out / TOKENIZER
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        if kept.is_file():  # an earlier start's, which the real run would take
+            make_folder((scratch / TOKENIZER).parent)
+            shutil.copyfile(kept, scratch / TOKENIZER)
+        grid = _open_grid(study, arms, tables, replace(options, out=scratch))
+        vocabulary = f"model.vocab_size={CaptionTokenizer.load(Path(grid.tokenizer)).vocab_size}"
+        recipes = check_arms(arms, apply_settings(tables, [vocabulary]))
+        tunings = {
+            arm.name: build_recipe(grid.tuning_tables(arm, 0), f"arm {arm.name}") for arm in arms if study.finetune
+        }
+        first = grid.job(arms[0], 0, scratch / "trial", choices(arms[0])[0], judged=False)
+        path = scratch / "trial.toml"
+        write_atomically(path, tomli_w.dumps(first.stages[0].tables))
+        seconds = measure_step(Training(scratch / "trial", str(path), device=grid.devices[0], dry_run=True))
+    return Plan(study, arms, recipes, tunings, seconds)

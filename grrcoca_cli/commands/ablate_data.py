@@ -19,6 +19,9 @@ from grrcoca_cli.studies import Tables
 from medical.phantom_files import write_shards
 from medical.phantoms import Style
 
+TOKENIZER = Path("data") / "tokenizer.json"
+"""In a study's folder: what all its runs share."""
+
 SEED = 0
 PIXELS = 64
 REPORTS = 1_000_000
@@ -96,7 +99,7 @@ class SharedData:
         recipes = [build_recipe(tables, "study") for tables in placed]
         if given := recipes[0].data.tokenizer:
             return given
-        path = self.out / "data" / "tokenizer.json"
+        path = self.out / TOKENIZER
         if not path.exists():
             say("training the tokenizer that all runs share")
             opened = {recipe.data.path: self._open(recipe.data) for recipe in recipes}

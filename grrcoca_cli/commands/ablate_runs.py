@@ -19,7 +19,7 @@ import tomli_w
 from grrcoca_cli.commands.ablate_data import Judged
 from grrcoca_cli.config import Recipe, build_recipe, read_recipe
 from grrcoca_cli.console import say
-from grrcoca_cli.errors import ExitCode, GrrcocaError, NonFiniteLoss
+from grrcoca_cli.errors import ExitCode, GrrcocaError, NonFiniteLoss, RunDiffers, UsageError
 from grrcoca_cli.files import make_folder, write_atomically, write_json
 from grrcoca_cli.studies import Tables
 from grrcoca_cli.training.runfolder import FREE_ON_RESUME, RECIPE, flatten, is_evaluation, read_metrics
@@ -138,6 +138,9 @@ def _run_stage(job: Job, stage: Stage, folder: Path, start: Path | None, device:
     except NonFiniteLoss as error:
         say(f"{job.label}: {error}")
         return {"state": "failed", "reason": str(error)}
+    except RunDiffers as error:
+        advice = "choose another --out, repeat the settings it had, or remove that folder to train it again"
+        raise UsageError(error.advising(advice).replace("\n ", ";")) from error
     return _facts(folder, stage, device)
 
 

@@ -96,15 +96,27 @@ def pretrain(options: Options) -> Path | None:
     _check_resume(options.resume)
     recipe = without_missing_loggers(recipe, options.out)
     with _session(recipe, options) as session:
-        model_config = recipe.model.model_copy(update={"vocab_size": session.tokenizer.vocab_size})
-        recipe = recipe.model_copy(update={"model": model_config})
+        return _run(*_new_model(recipe, session), options, session)
 
-        import torch
 
-        from grrcoca_cli.model.coca import CoCa
+def measure_step(options: Options) -> float:
+    """Median seconds of a step of a pretraining on its data; nothing is kept."""
+    from grrcoca_cli.training.loop import seconds_a_step
 
-        torch.manual_seed(recipe.training.seed)
-        return _run(recipe, options, CoCa(model_config).to(session.device), session)
+    recipe = resolve_recipe(options)
+    with _session(recipe, options) as session:
+        return seconds_a_step(_open_run(*_new_model(recipe, session), options, session))
+
+
+def _new_model(recipe: Recipe, session: _Session) -> tuple[Recipe, CoCa]:
+    """The recipe with the tokenizer's vocabulary, and its model at first values."""
+    import torch
+
+    from grrcoca_cli.model.coca import CoCa
+
+    config = recipe.model.model_copy(update={"vocab_size": session.tokenizer.vocab_size})
+    torch.manual_seed(recipe.training.seed)
+    return recipe.model_copy(update={"model": config}), CoCa(config).to(session.device)
 
 
 def finetune(options: Options, checkpoint: Path | None) -> Path | None:
@@ -117,7 +129,7 @@ def finetune(options: Options, checkpoint: Path | None) -> Path | None:
     with _session(recipe, options, start) as session:
         from grrcoca_cli.training.checkpoint import load_checkpoint
 
-        return _run(recipe, options, load_checkpoint(start, session.device).model, session)
+        return _run(recipe, load_checkpoint(start, session.device).model, options, session)
 
 
 def finetune_recipe(dataset: str) -> str:
@@ -231,9 +243,9 @@ def _captions(train: CaptionDataset, seed: int) -> Iterator[str]:
             yield from train.peek(index).captions
 
 
-def _run(recipe: Recipe, options: Options, model: CoCa, session: _Session) -> Path | None:
-    from grrcoca_cli.commands.datasets import augmentation, describe, describe_cut_captions, image_reader
-    from grrcoca_cli.training.loop import Run, seconds_a_step, train
+def _run(recipe: Recipe, model: CoCa, options: Options, session: _Session) -> Path | None:
+    from grrcoca_cli.commands.datasets import describe, describe_cut_captions
+    from grrcoca_cli.training.loop import seconds_a_step, train
     from grrcoca_cli.training.optimizer import freeze
 
     data, training, opened = recipe.data, recipe.training, session.opened
@@ -250,6 +262,24 @@ def _run(recipe: Recipe, options: Options, model: CoCa, session: _Session) -> Pa
             f'note: with training.contrastive_batch = "micro" a pair competes with the {micro - 1} others '
             f"of its micro-batch, not with the {training.batch_size - 1} of the whole batch"
         )
+    run = _open_run(recipe, model, options, session)
+    if options.dry_run:
+        _report_dry_run(run, opened, seconds_a_step(run), as_json=options.as_json)
+        return None
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    processes = f", {session.ranks.size} processes, {recipe.distributed.strategy}" if session.ranks.size > 1 else ""
+    say(
+        f"model: {recipe.model.variant_name}, {recipe.model.size_name}, {parameters:,} parameters; "
+        f"on {session.device}{processes}"
+    )
+    return train(run, options.resume)
+
+
+def _open_run(recipe: Recipe, model: CoCa, options: Options, session: _Session) -> Run:
+    from grrcoca_cli.commands.datasets import augmentation, image_reader
+    from grrcoca_cli.training.loop import Run
+
+    data, opened = recipe.data, session.opened
     contract = ImageContract(
         size=recipe.model.image_size, fit=data.fit, mean=data.mean, std=data.std, window=data.window
     )
@@ -262,7 +292,7 @@ def _run(recipe: Recipe, options: Options, model: CoCa, session: _Session) -> Pa
         step=0,
         trained_on=f"{data.dataset} data" + (" (synthetic)" if data.dataset == "phantoms" else ""),
     )
-    run = Run(
+    return Run(
         recipe=recipe,
         out=options.out,
         model=model,
@@ -275,16 +305,6 @@ def _run(recipe: Recipe, options: Options, model: CoCa, session: _Session) -> Pa
         device=session.device,
         ranks=session.ranks,
     )
-    if options.dry_run:
-        _report_dry_run(run, opened, seconds_a_step(run), as_json=options.as_json)
-        return None
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    processes = f", {session.ranks.size} processes, {recipe.distributed.strategy}" if session.ranks.size > 1 else ""
-    say(
-        f"model: {recipe.model.variant_name}, {recipe.model.size_name}, {parameters:,} parameters; "
-        f"on {session.device}{processes}"
-    )
-    return train(run, options.resume)
 
 
 def _take_image_weights(recipe: Recipe, model: CoCa) -> None:

@@ -34,6 +34,7 @@ from grrcoca_cli.errors import (
     LostProcess,
     NonFiniteLoss,
     OutOfResources,
+    RunDiffers,
     StoppedAndSaved,
     TooManyBadSamples,
     UsageError,
@@ -126,7 +127,7 @@ def train(run: Run, resume: str = "auto") -> Path:
             ``force`` continues it even where recipe or data differ, which makes it a run that no other repeats.
 
     Raises:
-        UsageError: The folder holds a run of another recipe or other data.
+        RunDiffers: The folder holds a run of another recipe or other data.
         RunFolderInUse: Another process trains in the folder.
         StoppedAndSaved: SIGINT or SIGTERM came; the state is saved.
         NonFiniteLoss: Loss or gradient is not finite; the weights before the step are in the last checkpoint.
@@ -185,13 +186,9 @@ def _check_folder(run: Run, resume: str) -> None:
     differences = recipe_differences(run.out, run.recipe)
     if not differences:
         return
-    listed = "\n  ".join(differences)
     if resume != "force":
-        raise UsageError(
-            f"{run.out} holds a run of another recipe; choose another --out, repeat its settings, or give "
-            f"--resume force to go on with the new ones:\n  {listed}"
-        )
-    say(f"warning: going on with another recipe:\n  {listed}")
+        raise RunDiffers(f"{run.out} holds a run of another recipe", differences)
+    say("\n  ".join(["warning: continuing with another recipe:", *differences]))
     write_recipe(run.out, run.recipe)
 
 
@@ -420,7 +417,7 @@ def _restore(run: Run, live: _Live, *, force: bool) -> int:
     if state["data"] != live.fingerprint:
         differ = f"the data differ from those {run.out} was trained on"
         if not force:
-            raise UsageError(f"{differ}: choose another --out, or give --resume force to go on with these")
+            raise RunDiffers(differ, [])
         say(f"warning: {differ}")
     say(f"continuing from {folder}")
     if run.ranks.is_first:

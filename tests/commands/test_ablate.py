@@ -261,14 +261,40 @@ def test_screening_confirms_on_fresh_seeds_and_keeps_what_failed(tmp_path: Path)
     assert "| wild |" in (out / "report.md").read_text()
 
 
-def test_a_dry_run_says_what_would_be_run(study: Path, tmp_path: Path) -> None:
-    code, out, err = ablate(study, tmp_path / "grid", "--dry-run", "--seeds", "5")
+def test_a_dry_run_says_what_would_be_run(study: Path, whole: Path, tmp_path: Path) -> None:
+    code, out, _ = ablate(study, tmp_path / "grid", "--dry-run", "--seeds", "5", "--json")
     found = json.loads(out)
     assert code == 0
     assert (found["sweep"], found["runs"]) == (4, 10)
     assert [arm["variant"] for arm in found["arms"]] == ["baseline-coca", "grr-coca"]
-    assert "grr-coca" in err
     assert not (tmp_path / "grid").exists()
+    real = json.loads((whole / "report.json").read_text())["arms"]
+    assert {arm["variant"]: arm["parameters"] for arm in found["arms"]} == {
+        arm["variant"]: arm["parameters"] for arm in real
+    }
+    # 14 runs of 6 steps, of which those of the second arm are a little cheaper or dearer
+    assert found["seconds_to_end"] == pytest.approx(14 * 6 * found["seconds_per_step"], rel=0.3)
+
+
+def test_a_dry_run_prints_lines_for_people(study: Path, whole: Path, tmp_path: Path) -> None:
+    kept = shutil.copytree(whole, tmp_path / "grid")
+    before = sorted(kept.rglob("*"))
+    code, out, err = ablate(study, kept, "--dry-run")
+    assert code == 0, err
+    assert [line.partition(":")[0] for line in out.splitlines()] == [
+        *("baseline-coca", "grr-coca", "4 sweep, 4 runs, 0 confirmation at most", "time")
+    ]
+    assert "training the tokenizer" not in err  # that of the earlier start is taken
+    assert sorted(kept.rglob("*")) == before
+
+
+def test_changed_settings_get_advice_that_this_command_has(study: Path, whole: Path, tmp_path: Path) -> None:
+    kept = shutil.copytree(whole, tmp_path / "grid")
+    code, _, err = ablate(study, kept, "--set", "training.weight_decay=0.3")
+    assert code == 2
+    assert "training.weight_decay: 0.05 there, 0.3 now" in err
+    assert "choose another --out" in err
+    assert "--resume" not in err
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def test_another_recipe_and_other_data_go_on_by_force(whole: Path, phantom_shard
     assert "--resume force" in err
     code, err = pretrain(phantom_shards, out, *settings, resume="force")
     assert code == 0
-    assert "warning: going on with another recipe" in err
+    assert "warning: continuing with another recipe" in err
     assert "warning: the data differ" in err
     assert log_of(out)[-1]["step"] == 11
     assert pretrain(phantom_shards, out, *settings)[0] == 0  # from here on it is a run of these
